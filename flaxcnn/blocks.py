@@ -1,0 +1,169 @@
+"""What several papers share: convolution, dense layer and batch norm as torchvision has them.
+
+Each stands for one torch layer and starts from torch's own initialisation, so that a network built
+of them begins, trains and ends as torchvision's does.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import ArrayLike, DTypeLike
+
+from flaxcnn.convolution import conv_general_dilated
+
+Initializer = Callable[..., jax.Array]
+NormFactory = Callable[..., nn.Module]
+
+# torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu"); He et al. 2015, section 2.2.
+kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """The type of parameters, statistics and logits where `dtype` is the compute type."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def uniform_fan_in(fan_in: int) -> Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for weights and biases alike."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    features: int,
+    kernel_size: int,
+    *,
+    strides: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    use_bias: bool = False,
+    kernel_init: Initializer = kaiming_normal_fan_out,
+    dtype: DTypeLike,
+    name: str,
+) -> nn.Conv:
+    """A square convolution with torch's meaning of `padding`: so many zeros on each side.
+
+    "SAME" would put (0, 1) where torch puts (1, 1) at stride 2.
+    """
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=(strides, strides),
+        padding=((padding, padding), (padding, padding)),
+        feature_group_count=groups,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        param_dtype=at_least_float32(dtype),
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )
+
+
+def dense(
+    features: int,
+    *,
+    kernel_init: Initializer,
+    bias_init: Initializer = nn.initializers.zeros,
+    dtype: DTypeLike,
+    name: str,
+) -> nn.Dense:
+    """A fully connected layer with its parameters in at least float32."""
+    return nn.Dense(
+        features,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        dtype=dtype,
+        param_dtype=at_least_float32(dtype),
+        name=name,
+    )
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all but the last axis (Ioffe and Szegedy, 2015), as torch does it.
+
+    Unlike `flax.linen.BatchNorm` the running variance is the unbiased one, n / (n - 1) of the
+    batch's. Statistics and the normalisation itself are in at least float32.
+
+    Shapes: [..., C] -> [..., C] in `dtype`.
+
+    Raises:
+        ValueError: in training, when there is a single value per channel to take statistics of.
+    """
+
+    use_running_average: bool
+    epsilon: float = 1e-5
+    momentum: float = 0.9  # what stays of the old running value: 1 - torch's momentum
+    dtype: DTypeLike = jnp.float32
+    scale_init: Initializer = nn.initializers.ones
+    axis_name: str | None = None  # share statistics over this mapped axis ("sync")
+    axis_index_groups: Sequence[Sequence[int]] | None = None  # or within groups of it
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        stats_dtype = at_least_float32(self.dtype)
+        channels = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, channels, stats_dtype)
+        bias = self.param("bias", nn.initializers.zeros, channels, stats_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, stats_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, stats_dtype)
+
+        x = x.astype(stats_dtype)
+        if self.use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            mean, var, n = self._batch_statistics(x, shift=running_mean.value)
+            if not self.is_initializing():
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * var * (n / (n - 1))
+        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(self.dtype)
+
+    def _batch_statistics(self, x: jax.Array, shift: ArrayLike) -> tuple[jax.Array, jax.Array, int]:
+        """Mean, biased variance and number of values per channel, in one pass over `x`.
+
+        E[(x - s)^2] - E[x - s]^2 loses digits only where the mean is far from the shift, and the
+        running mean is near it. Without a shift a mean of 100 deviations would cost four digits.
+        """
+        axes = tuple(range(x.ndim - 1))
+        n = x.size // x.shape[-1]
+        shift = jax.lax.stop_gradient(shift)
+        moments = jnp.stack([jnp.mean(x - shift, axes), jnp.mean(jnp.square(x - shift), axes)])
+        if self.axis_name is not None and not self.is_initializing():
+            moments = jax.lax.pmean(
+                moments, self.axis_name, axis_index_groups=self.axis_index_groups
+            )
+            n *= (
+                len(self.axis_index_groups[0])
+                if self.axis_index_groups
+                else jax.lax.axis_size(self.axis_name)
+            )
+        if n == 1:
+            raise ValueError(
+                f"{'/'.join(self.path)}: batch normalisation in training needs more than one value "
+                "per channel; use a larger batch or larger images"
+            )
+        mean = moments[0] + shift
+        return mean, jnp.maximum(moments[1] - jnp.square(moments[0]), 0), n
+
+
+def check_image_size(images: jax.Array, least: int, network: str) -> None:
+    """Refuses images that the network would shrink to nothing.
+
+    Raises:
+        ValueError: for images that are not [N, H, W, C], or have H or W below `least`.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"{network} takes images [N, H, W, C]; got shape {images.shape}")
+    height, width = images.shape[1:3]
+    if min(height, width) < least:
+        raise ValueError(
+            f"{network} needs images of at least {least}x{least}; got {height}x{width}"
+        )

@@ -1,0 +1,329 @@
+"""Two-dimensional convolution with a CPU path of its own, chosen from the shapes.
+
+XLA's CPU convolution collapses in places: where the output map is smaller than the kernel (every
+deep network at 32 pixels), in the input gradient of strided convolutions on small maps, in weight
+gradients of 1x1 kernels, and for every kind of grouped convolution. There the same sum is written
+as shifted slices and matrix products; elsewhere, and on every platform but the CPU, it stays
+`jax.lax.conv_general_dilated`. `jax.lax.platform_dependent` makes the choice when the program is
+lowered, so lowering for TPU on a CPU host gives the plain convolution.
+
+All derivatives are JAX's own, of the formulation chosen. (Gradients by hand would be rules on
+`_on_cpu`: a program's other platforms never see it.)
+
+Where a choice cites times, they are milliseconds of plain / chosen, XLA:CPU of jaxlib 0.10.2 with
+its default flags, 2 cores of a Xeon (model 207, AVX-512), float32, medians of interleaved rounds;
+"both ways" is the forward pass and both gradients. Another processor moves the thresholds little:
+what is avoided is 2 to 400 times slower.
+
+`FLAXCNN_PLAIN_CONVOLUTION=1` in the environment, read at import, leaves every convolution plain.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.lax import PrecisionLike
+
+PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
+
+Padding = str | Sequence[tuple[int, int]]
+
+_DIMENSION_NUMBERS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC/HWIO
+
+
+class _Axis(NamedTuple):
+    """One spatial axis of a convolution, in elements."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    low: int  # zeros before
+    high: int  # and after
+
+    @property
+    def span(self) -> int:
+        return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def outputs(self) -> int:
+        return (self.size + self.low + self.high - self.span) // self.stride + 1
+
+    @property
+    def taps(self) -> range:
+        """The kernel's elements from the first to the last that meets data, not only padding."""
+        used = [
+            tap
+            for tap in range(self.kernel)
+            for output in range(self.outputs)
+            if 0 <= output * self.stride + tap * self.dilation - self.low < self.size
+        ]
+        return range(min(used), max(used) + 1) if used else range(0)
+
+    def window(self, output: int) -> tuple[slice, slice]:
+        """What one output sees without dilation: that part of the axis, and of the kernel."""
+        start = output * self.stride - self.low
+        stop = min(start + self.kernel, self.size)
+        return slice(max(start, 0), stop), slice(max(-start, 0), stop - start)
+
+
+class _Case(NamedTuple):
+    """All that is known of a convolution when it is traced."""
+
+    rows: _Axis
+    columns: _Axis
+    batch: int
+    in_channels: int
+    out_channels: int
+    groups: int
+    precision: Any
+
+    @property
+    def outputs(self) -> tuple[int, int]:
+        return self.rows.outputs, self.columns.outputs
+
+
+Formulation = Callable[[jax.Array, jax.Array, _Case], jax.Array]
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: PrecisionLike = None,
+    **others: Any,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, fast on the CPU too; for `nn.Conv(conv_general_dilated=...)`.
+
+    Shapes: lhs [N, H, W, C], rhs [h, w, C / groups, O] -> [N, H', W', O] in their common dtype. Any
+    other layout, rank, dtype or argument is passed on to `jax.lax.conv_general_dilated` as it came.
+
+    Raises:
+        TypeError, ValueError: as `jax.lax.conv_general_dilated` does.
+    """
+    plain = partial(
+        cast(Callable[..., jax.Array], lax.conv_general_dilated),
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        precision=precision,
+        **others,
+    )
+    if PLAIN or lhs.ndim != 4 or rhs.ndim != 4 or any(v not in (None, 1) for v in others.values()):
+        return plain(lhs, rhs)
+    layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    floating = jnp.issubdtype(lhs.dtype, jnp.floating)
+    if layout != _DIMENSION_NUMBERS or lhs.dtype != rhs.dtype or not floating:
+        return plain(lhs, rhs)
+    if any(d != 1 for d in lhs_dilation or ()):
+        return plain(lhs, rhs)
+    case = _case(
+        lhs.shape, rhs.shape, window_strides, padding, rhs_dilation, feature_group_count, precision
+    )
+    if case is None or _formulation(case) is _plain:
+        return plain(lhs, rhs)
+    return _by_platform(lhs, rhs, case)
+
+
+def _case(
+    lhs_shape: Sequence[int],
+    rhs_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Padding,
+    rhs_dilation: Sequence[int] | None,
+    groups: int,
+    precision: Any,
+) -> _Case | None:
+    """The convolution in numbers; None where it is unusual, or wrong and for `lax` to refuse."""
+    dilation = tuple(rhs_dilation or (1, 1))
+    batch, height, width, in_channels = lhs_shape
+    out_channels = rhs_shape[3]
+    if len(strides) != 2 or len(dilation) != 2 or min(*strides, *dilation, *lhs_shape) < 1:
+        return None
+    if groups < 1 or in_channels != rhs_shape[2] * groups or out_channels % groups:
+        return None
+    if isinstance(padding, str):
+        spans = [(k - 1) * d + 1 for k, d in zip(rhs_shape[:2], dilation, strict=True)]
+        padding = lax.padtype_to_pads((height, width), spans, strides, padding)
+    if len(padding) != 2:
+        return None
+    rows, columns = (
+        _Axis(lhs_shape[i + 1], rhs_shape[i], strides[i], dilation[i], *padding[i]) for i in (0, 1)
+    )
+    for axis in (rows, columns):
+        # Every window must meet some data: the formulations rely on it.
+        padded = max(axis.low, axis.high) < axis.span and min(axis.low, axis.high) >= 0
+        if not padded or axis.outputs < 1 or not axis.taps:
+            return None
+    precision = tuple(precision) if isinstance(precision, list) else precision
+    return _Case(rows, columns, batch, in_channels, out_channels, groups, precision)
+
+
+@partial(jax.jit, static_argnums=2)  # so that outside a jit it is compiled once per case
+def _by_platform(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
+    return lax.platform_dependent(
+        x, kernel, cpu=partial(_on_cpu, case=case), default=partial(_plain, case=case)
+    )
+
+
+def _on_cpu(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
+    return _formulation(case)(x, kernel, case)
+
+
+def _formulation(case: _Case) -> Formulation:
+    """The function of (x, kernel, case) that computes this convolution fastest on a CPU."""
+    rows, columns = case.rows, case.columns
+    if case.groups > 1:
+        # Both ways, depthwise, batch 2: 112x112x32 3x3 65 / 12, 14x14x480 3x3 30 / 2,
+        # 7x7x1152 5x5 198 / 5, 112x112x96 3x3 stride 2 297 / 11; batch 32, 1x1x1152 5x5 172 / 1.
+        depthwise = case.groups == case.in_channels == case.out_channels
+        return _depthwise if depthwise else _grouped
+    if rows.dilation > 1 or columns.dilation > 1:
+        return _plain
+    if rows.span == columns.span == 1:
+        # Both ways, batch 8: 56x56 64->256 115 / 29, 14x14 256->1024 38 / 19, 56x56 256->512
+        # stride 2 228 / 45. Forward alone 0.6 to 1.06 times the plain time.
+        return _matrix_product
+    if case.in_channels <= 4:
+        # A network's first layer: no input gradient is asked for, and the rest is best plain
+        # (forward and weight gradient, 7x7 stride 2, 32x32x3, batch 128: 20, im2col 38).
+        return _plain
+    outputs = math.prod(case.outputs)
+    if rows.outputs < rows.kernel and columns.outputs < columns.kernel:
+        # Both ways: 2x2 256->256 3x3, batch 128 177 / 4.5 (im2col 9.2); 1x1 512->512 43 / 1.6;
+        # 4x4 128->256 3x3 stride 2 79 / 4.3; 4x4 64->64 5x5 132 / 5.7. With few images the
+        # copies of the kernel cost more: 2x2 512->512, batch 8 112 / 7.2, im2col 3.7.
+        dense = outputs == 1 or (outputs <= 16 and 16 * case.batch >= case.out_channels)
+        return _dot_per_output if dense else _im2col
+    if (rows.stride > 1 or columns.stride > 1) and outputs <= 64:
+        # Both ways: 16x16 64->128 3x3 stride 2, batch 32 7.6 / 5.2; 14x14 256->512, batch 8
+        # 30 / 24; 8x8 64->96 5x5 stride 2, batch 32 72 / 7. On larger maps training gains less
+        # and forward alone loses: 56x56 64->128 3x3 stride 2, batch 8 8.7 / 14.
+        return _im2col
+    return _plain
+
+
+def _plain(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
+    axes = (case.rows, case.columns)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=[axis.stride for axis in axes],
+        padding=[(axis.low, axis.high) for axis in axes],
+        rhs_dilation=[axis.dilation for axis in axes],
+        dimension_numbers=_DIMENSION_NUMBERS,
+        feature_group_count=case.groups,
+        precision=case.precision,
+    )
+
+
+def _dot(a: jax.Array, b: jax.Array, case: _Case) -> jax.Array:
+    """[n, k] x [k, m], summed in at least float32. Two-dimensional: XLA transposes more axes."""
+    total = jnp.promote_types(a.dtype, jnp.float32)
+    y = jnp.dot(a, b, precision=case.precision, preferred_element_type=total)
+    return y.astype(a.dtype)
+
+
+def _matrix_product(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
+    """A 1x1 kernel: nothing to gather."""
+    x = x[:, :: case.rows.stride, :: case.columns.stride]
+    y = _dot(x.reshape(-1, case.in_channels), kernel[0, 0], case)
+    return y.reshape(case.batch, *case.outputs, case.out_channels)
+
+
+def _dot_per_output(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
+    """One matrix product for each output position, of what it sees: padding costs nothing."""
+    positions = []
+    for row in range(case.rows.outputs):
+        x_rows, kernel_rows = case.rows.window(row)
+        for column in range(case.columns.outputs):
+            x_columns, kernel_columns = case.columns.window(column)
+            seen = x[:, x_rows, x_columns].reshape(case.batch, -1)
+            weights = kernel[kernel_rows, kernel_columns].reshape(-1, case.out_channels)
+            positions.append(_dot(seen, weights, case))
+    return jnp.stack(positions, axis=1).reshape(case.batch, *case.outputs, case.out_channels)
+
+
+def _im2col(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
+    """All shifted copies of the image side by side, then one matrix product."""
+    kernel = _used_taps(kernel, case).reshape(-1, case.out_channels)
+    columns = jnp.concatenate(_shifted(x, case), axis=-1).reshape(-1, kernel.shape[0])
+    return _dot(columns, kernel, case).reshape(case.batch, *case.outputs, case.out_channels)
+
+
+def _depthwise(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
+    """Shifted copies of the image, each times its kernel element, summed in one loop."""
+    total = jnp.promote_types(x.dtype, jnp.float32)
+    taps = _used_taps(kernel, case).reshape(-1, case.out_channels).astype(total)
+    shifted = [image.astype(total) for image in _shifted(x, case)]
+    y = shifted[0] * taps[0]
+    for image, tap in zip(shifted[1:], taps[1:], strict=True):
+        y += image * tap
+    return y.astype(x.dtype)
+
+
+def _grouped(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
+    """Several ungrouped convolutions side by side, narrow groups merged to 32 channels.
+
+    A merged kernel is block diagonal: more multiplications, but below 32 channels the convolution
+    takes no less time. Both ways, 32 groups, batch 2, by channels in each convolution: 28x28x256
+    (plain 1217) 16: 14.5, 32: 8.1, 64: 13.5; 7x7x1024 (plain 526) 32: 3.5, 64: 5.6. Batched matrix
+    products over the groups: 10.0 and 3.7. 2 groups of 5x5 at 27x27, 96->256: 216 / 24.
+    """
+    width = case.in_channels // case.groups
+    fitting = (m for m in range(2, case.groups + 1) if case.groups % m == 0 and m * width <= 32)
+    merged = max(fitting, default=1)
+    parts = case.groups // merged
+    part = case._replace(
+        groups=1, in_channels=case.in_channels // parts, out_channels=case.out_channels // parts
+    )
+    kernel = _merge_groups(kernel, case.groups, merged)
+    pairs = zip(jnp.split(x, parts, axis=-1), jnp.split(kernel, parts, axis=-1), strict=True)
+    return jnp.concatenate([_on_cpu(a, b, part) for a, b in pairs], axis=-1)
+
+
+def _merge_groups(kernel: jax.Array, groups: int, merged: int) -> jax.Array:
+    """[h, w, c, O] of `groups` groups -> [h, w, merged * c, O] of groups / merged groups."""
+    height, width, channels, out_channels = kernel.shape
+    # Five axes and a select: jaxlib 0.10.2 crashes on products summed over seven
+    # (https://github.com/jax-ml/jax/issues/39257), which a multiplication's gradient would be.
+    within = merged * out_channels // groups
+    own = jnp.arange(merged)[:, None] == jnp.arange(within) // (out_channels // groups)
+    kernel = kernel.reshape(height * width, 1, channels, groups // merged, within)
+    kernel = jnp.where(own[:, None, None, :], kernel, 0)
+    return kernel.reshape(height, width, merged * channels, out_channels)
+
+
+def _used_taps(kernel: jax.Array, case: _Case) -> jax.Array:
+    rows, columns = case.rows.taps, case.columns.taps
+    return kernel[rows.start : rows.stop, columns.start : columns.stop]
+
+
+def _shifted(x: jax.Array, case: _Case) -> list[jax.Array]:
+    """For each used kernel element, row by row, the image elements it meets: [N, H', W', C]."""
+    pads, steps, extents = [], [], []
+    for axis in (case.rows, case.columns):
+        low = axis.low - axis.taps.start * axis.dilation
+        extent = (axis.outputs - 1) * axis.stride + 1
+        pads.append((low, extent + (len(axis.taps) - 1) * axis.dilation - axis.size - low, 0))
+        steps.append([tap * axis.dilation for tap in range(len(axis.taps))])
+        extents.append(extent)
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    return [
+        x[:, i : i + extents[0] : case.rows.stride, j : j + extents[1] : case.columns.stride]
+        for i in steps[0]
+        for j in steps[1]
+    ]

@@ -1,0 +1,52 @@
+"""Every network by name."""
+
+import difflib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from flax import linen as nn
+
+from flaxcnn import lenet, resnet, vgg
+
+# One module per paper. Still to come: alexnet, zfnet, googlenet, efficientnet.
+FAMILIES: Mapping[str, ModuleType] = {"lenet": lenet, "resnet": resnet, "vgg": vgg}
+
+_FAMILY_OF: Mapping[str, str] = {
+    name: family for family, module in FAMILIES.items() for name in module.VARIANTS
+}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows, sorted."""
+    return sorted(_FAMILY_OF)
+
+
+def family_of(name: str) -> str:
+    """The paper's module that holds network `name`: "vgg" for "vgg16_bn".
+
+    Raises:
+        ValueError: for a name that no family has; it lists the nearest ones.
+    """
+    if name not in _FAMILY_OF:
+        near = difflib.get_close_matches(name, _FAMILY_OF, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(list_models())}"
+        raise ValueError(f"unknown model {name!r}; {hint}")
+    return _FAMILY_OF[name]
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """A linen module: `create_model("resnet50", num_classes=10, dtype=jnp.bfloat16)`.
+
+    `num_classes=0` gives the network without its classifier, which returns pooled features.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for an argument that the network does not have; it lists those it has.
+    """
+    module = FAMILIES[family_of(name)]
+    fields = [f for f in module.NETWORK.__dataclass_fields__ if f not in ("parent", "name")]
+    unknown = sorted(set(arguments) - set(fields))
+    if unknown:
+        raise TypeError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(fields)}")
+    return module.NETWORK(**{**module.VARIANTS[name], **arguments})

@@ -1,0 +1,98 @@
+"""Batch normalisation by hand: statistics, their types, and sharing across devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxcnn.blocks import BatchNorm, uniform_fan_in
+
+X = np.random.default_rng(0).normal(3.0, 2.0, size=(4, 5, 6, 7)).astype("float32")
+FRESH = {"mean": np.zeros(7, "float32"), "var": np.ones(7, "float32")}
+AFFINE = {
+    "scale": np.linspace(0.5, 1.5, 7, dtype="float32"),
+    "bias": np.linspace(-1, 1, 7, dtype="float32"),
+}
+VARIABLES = {"params": AFFINE, "batch_stats": FRESH}
+
+
+def test_training_normalises_by_the_batch_and_keeps_the_unbiased_variance() -> None:
+    norm = BatchNorm(use_running_average=False, momentum=0.9)
+    y, updated = norm.apply(VARIABLES, X, mutable=["batch_stats"])
+    mean, var = X.mean((0, 1, 2)), X.var((0, 1, 2))
+    expected = (X - mean) / np.sqrt(var + 1e-5) * AFFINE["scale"] + AFFINE["bias"]
+    # Sums of squares 1.5 deviations off zero lose a bit or two of float32; test_torchvision.py has
+    # the same in float64 to 1e-9.
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    unbiased = X.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * mean, rtol=1e-6)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * unbiased, rtol=3e-6)
+
+
+def test_evaluation_normalises_by_the_running_statistics() -> None:
+    norm = BatchNorm(use_running_average=True, epsilon=1e-3)
+    stats = {"mean": np.full(7, 3, "float32"), "var": np.full(7, 4, "float32")}
+    y = norm.apply({"params": AFFINE, "batch_stats": stats}, X)
+    expected = (X - 3) / np.sqrt(4 + 1e-3) * AFFINE["scale"] + AFFINE["bias"]
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+
+
+def test_statistics_hold_where_the_mean_is_far_from_zero() -> None:
+    """One pass without a shift would lose all digits of a variance 1e-8 of the squared mean."""
+    far = X + 10_000
+    stats = {"mean": np.full(7, 10_000, "float32"), "var": np.ones(7, "float32")}
+    norm = BatchNorm(use_running_average=False)
+    _, updated = norm.apply({"params": AFFINE, "batch_stats": stats}, far, mutable=["batch_stats"])
+    unbiased = far.astype("float64").var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * unbiased, rtol=1e-3)
+
+
+def test_bfloat16_is_normalised_in_float32() -> None:
+    norm = BatchNorm(use_running_average=False, dtype=jnp.bfloat16)
+    x = jnp.asarray(X, jnp.bfloat16)
+    y, updated = norm.apply(VARIABLES, x, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert updated["batch_stats"]["mean"].dtype == jnp.float32
+    exact = np.asarray(x, "float64").mean((0, 1, 2))
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * exact, rtol=1e-5)
+
+
+def test_initialisation_leaves_the_statistics_alone() -> None:
+    variables = BatchNorm(use_running_average=False).init(jax.random.key(0), X)
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)
+
+
+@pytest.mark.parametrize("groups", [None, [[0, 1], [2, 3]]])
+def test_shared_statistics_are_those_of_all_the_images(groups: list[list[int]] | None) -> None:
+    """Four devices, together or two and two, are equal to one with all their images."""
+    norm = BatchNorm(use_running_average=False, axis_name="batch", axis_index_groups=groups)
+    alone = BatchNorm(use_running_average=False)
+
+    def run(module: BatchNorm, x: jax.Array) -> jax.Array:
+        y, updated = module.apply(VARIABLES, x, mutable=["batch_stats"])
+        return y, updated["batch_stats"]
+
+    over_devices = jax.pmap(functools.partial(run, norm), "batch", devices=jax.devices()[:4])
+    y, stats = jax.device_get(over_devices(X[:, None]))
+    parts = [range(4)] if groups is None else groups
+    for part in parts:
+        expected, expected_stats = run(alone, X[list(part)])
+        np.testing.assert_allclose(y[list(part), 0], expected, atol=1e-5)
+        for device in part:
+            for name in ("mean", "var"):
+                np.testing.assert_allclose(stats[name][device], expected_stats[name], rtol=3e-6)
+
+
+def test_one_value_per_channel_is_refused() -> None:
+    norm = BatchNorm(use_running_average=False)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        norm.apply(VARIABLES, X[:1, :1, :1], mutable=["batch_stats"])
+
+
+def test_uniform_fan_in_fills_its_interval() -> None:
+    draws = uniform_fan_in(25)(jax.random.key(0), (10_000,))
+    assert -0.2 <= float(draws.min()) < -0.199
+    assert 0.199 < float(draws.max()) <= 0.2

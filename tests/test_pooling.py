@@ -1,0 +1,66 @@
+"""Pooling against loops that spell out torch's definitions."""
+
+import numpy as np
+import pytest
+
+from flaxcnn import pooling
+
+
+def random_maps(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def max_pool_by_loops(
+    x: np.ndarray, window: int, stride: int, padding: int, ceil_mode: bool
+) -> np.ndarray:
+    """Every window that torch has, clipped to the image: padding never wins."""
+
+    def starts(size: int) -> list[int]:
+        found = list(range(-padding, size + padding - window + 1, stride))
+        following = found[-1] + stride
+        # One more where something is left over, unless it would begin in the padding.
+        if ceil_mode and found[-1] + window < size + padding and following < size:
+            found.append(following)
+        return found
+
+    rows, columns = starts(x.shape[1]), starts(x.shape[2])
+    y = np.empty((x.shape[0], len(rows), len(columns), x.shape[3]), x.dtype)
+    for i, top in enumerate(rows):
+        for j, left in enumerate(columns):
+            part = x[:, max(top, 0) : top + window, max(left, 0) : left + window]
+            y[:, i, j] = part.max((1, 2))
+    return y
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1)]
+)
+@pytest.mark.parametrize("size", [(7, 8), (9, 12), (112, 5)])
+def test_max_pool(
+    size: tuple[int, int], window: int, stride: int, padding: int, ceil_mode: bool
+) -> None:
+    x = random_maps(2, *size, 3) - 5  # all below zero, so that zero padding would show
+    ours = pooling.max_pool(x, window, stride, padding, ceil_mode)
+    np.testing.assert_array_equal(ours, max_pool_by_loops(x, window, stride, padding, ceil_mode))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (5, 9), (14, 21), (10, 7)])
+def test_adaptive_avg_pool(size: tuple[int, int]) -> None:
+    x = random_maps(2, *size, 3)
+    ours = pooling.adaptive_avg_pool(x, 7)
+    expected = np.empty((2, 7, 7, 3), "float32")
+    for i in range(7):
+        for j in range(7):
+            rows = slice(i * size[0] // 7, int(np.ceil((i + 1) * size[0] / 7)))
+            columns = slice(j * size[1] // 7, int(np.ceil((j + 1) * size[1] / 7)))
+            expected[:, i, j] = x[:, rows, columns].mean((1, 2))
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_global_avg_pool_sums_bfloat16_in_float32() -> None:
+    import jax.numpy as jnp
+
+    x = jnp.asarray(random_maps(1, 64, 64, 2) + 100, jnp.bfloat16)
+    expected = np.asarray(x, "float64").mean((1, 2))
+    np.testing.assert_allclose(pooling.global_avg_pool(x).astype("float32"), expected, rtol=2**-8)

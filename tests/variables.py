@@ -1,0 +1,32 @@
+"""Random variables for a network, without compiling its initialisation."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+
+def random_variables(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> dict[str, Any]:
+    """Variables of `model` for images of that shape: seeded weights, positive variances."""
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jax.numpy.zeros(shape), train=False)
+    )
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name in ("var", "scale"):
+            value = rng.uniform(0.5, 1.5, leaf.shape)
+        elif name == "kernel":
+            value = rng.normal(size=leaf.shape) * (2 / np.prod(leaf.shape[:-1])) ** 0.5
+        else:
+            value = rng.normal(size=leaf.shape) * 0.1
+        return value.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def count(tree: Any) -> int:
+    """How many numbers the arrays of a tree hold."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
