@@ -1,0 +1,65 @@
+"""metrics.jsonl: whole lines only, and none twice."""
+
+import json
+import pathlib
+
+import pytest
+
+from train import metrics
+
+
+def record(step: int, split: str = "train") -> metrics.Record:
+    return {"split": split, "step": step, "loss": step / 10}
+
+
+def test_a_resumed_log_is_cut_back_to_its_step(tmp_path: pathlib.Path) -> None:
+    with metrics.run_log(str(tmp_path), 0) as write:
+        for step in (10, 20, 30):
+            write(record(step))
+            write(record(step, "test"))
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"split": "train", "step": 4')  # killed in mid-line
+    with metrics.run_log(str(tmp_path), 20) as write:
+        write(record(25))
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["split"], r["step"]) for r in found] == [
+        ("train", 10), ("test", 10), ("train", 20), ("test", 20), ("train", 25),
+    ]  # fmt: skip
+
+
+def test_without_a_directory_nothing_is_written(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with metrics.run_log(None, 0) as write:
+        write(record(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
+    clock = metrics.Clock()
+    for _ in range(4):
+        with clock.waiting_for_data():
+            now += 1
+        now += 3
+    with clock.paused():
+        now += 50
+    assert clock.lap() == (4 / 16, 4 / 16)
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {"epoch": 1.5, "top1": 0.25, "images_per_second": 123.4, "data_wait": 0.02}
+    with metrics.Progress(0, 100, shown=True) as progress:
+        progress.advance()
+        progress.train({**record(50), **shown})
+        progress.test({**record(50, "test"), "top1": 0.5, "top5": 0.75, "n": 360})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("step 50/100  epoch 1.5  loss 5.0000  top-1 25.0%  123 images/s")
+    assert "waiting for data 2%" in lines[0]
+    assert "ETA" in lines[0]
+    assert lines[1].endswith("top-1 50.00%  top-5 75.00%  (360 images)")
+    with metrics.Progress(0, 100, shown=False) as progress:
+        progress.train({**record(50), **shown})
+    assert not capsys.readouterr().out

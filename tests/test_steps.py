@@ -1,0 +1,196 @@
+"""One step, on one device: what it computes, what it counts, and that it lowers for a TPU."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from plans import PLAN
+
+from train import optim, state, steps
+from train.plan import Plan
+
+MEAN_AND_STD = ((0.5,), (0.25,))
+
+
+def make(plan: Plan, log_every: int = 10) -> tuple[Any, Any, Any, state.TrainState]:
+    """Model, train step, evaluation step (both over the local devices), and the first state."""
+    model = state.create_model(plan, jax.device_count())
+    optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
+    train_step = steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, log_every)
+    eval_step = steps.make_eval_step(model, MEAN_AND_STD)
+    first = jax.jit(
+        lambda: state.create_state(model, plan, optimiser), out_shardings=steps.replicated()
+    )()
+    return (
+        model,
+        steps.train_over_devices(train_step),
+        steps.evaluate_over_devices(eval_step),
+        first,
+    )
+
+
+def random_batch(size: int, plan: Plan, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shape = (size, plan.image_size, plan.image_size, plan.channels)
+    return {
+        "image": rng.integers(0, 256, shape, dtype=np.uint8),
+        "label": rng.integers(0, plan.num_classes, size, dtype=np.int32),
+    }
+
+
+def sent(batch: dict[str, np.ndarray], stop: bool = False) -> dict[str, Any]:
+    (on_devices,) = steps.on_devices([batch])
+    return {**on_devices, "stop": steps.told_to_stop(stop)}
+
+
+def test_a_step_is_one_of_gradient_descent() -> None:
+    plan = dataclasses.replace(PLAN, label_smoothing=0.1, weight_decay=0.0, warmup_steps=0)
+    model, train_step, _, first = make(plan)
+    before = jax.device_get(first)
+    batch = random_batch(16, plan)
+
+    def loss_fn(params: Any) -> jax.Array:
+        images = (jnp.asarray(batch["image"], jnp.float32) / 255 - 0.5) / 0.25
+        logits = model.apply({"params": params}, images, train=True)
+        targets = 0.9 * jax.nn.one_hot(batch["label"], 10) + 0.01
+        return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), -1))
+
+    loss, gradients = jax.value_and_grad(loss_fn)(before.params)
+    after, metrics = train_step(first, sent(batch))
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert int(after.step) == 1
+    for old, new, gradient in zip(
+        *map(jax.tree.leaves, (before.params, after.params, gradients)), strict=True
+    ):
+        np.testing.assert_allclose(new, old - plan.learning_rate * gradient, atol=1e-6)
+
+
+def test_the_state_is_donated() -> None:
+    _, train_step, _, first = make(PLAN)
+    train_step(first, sent(random_batch(16, PLAN)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
+
+
+def test_totals_are_of_the_steps_since_the_last_log_line() -> None:
+    _, train_step, _, current = make(PLAN, log_every=3)
+    losses = []
+    for step in range(1, 6):
+        current, metrics = train_step(current, sent(random_batch(16, PLAN, seed=step)))
+        losses.append(float(metrics["loss"]))
+        since = losses[3:] if step > 3 else losses
+        assert int(current.totals.steps) == len(since)
+        assert float(current.totals.loss) == pytest.approx(sum(since), rel=1e-6)
+
+
+def test_told_to_stop_comes_back() -> None:
+    _, train_step, _, current = make(PLAN)
+    current, metrics = train_step(current, sent(random_batch(16, PLAN), stop=False))
+    assert not bool(metrics["stop"])
+    current, metrics = train_step(current, sent(random_batch(16, PLAN), stop=True))
+    assert bool(metrics["stop"])
+
+
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_evaluation_counts_each_example_and_no_padding(num_classes: int) -> None:
+    plan = dataclasses.replace(PLAN, num_classes=num_classes)
+    model, _, eval_step, current = make(plan)
+    batches = [random_batch(16, plan, seed) for seed in range(4)]
+    masks = [np.arange(16) < count for count in (16, 16, 16, 5)]
+    batches = [{**b, "mask": m} for b, m in zip(batches, masks, strict=True)]
+    found = steps.evaluate(eval_step, current, steps.on_devices(batches))
+
+    images = np.concatenate([b["image"][m] for b, m in zip(batches, masks, strict=True)])
+    labels = np.concatenate([b["label"][m] for b, m in zip(batches, masks, strict=True)])
+    images = (images.astype("float32") / 255 - 0.5) / 0.25
+    logits = model.apply({"params": current.params}, images, train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    ranks = np.argsort(-np.asarray(logits), -1)
+    assert found["n"] == 53
+    assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert found["top1"] == np.mean(ranks[:, 0] == labels)
+    assert found["top5"] == np.mean((ranks[:, :5] == labels[:, None]).any(-1))
+
+
+class Dropping(nn.Module):
+    """A network that is little but dropout."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1))
+        return nn.Dense(10)(x)
+
+
+def test_dropout_differs_between_steps_but_not_between_runs() -> None:
+    plan = dataclasses.replace(PLAN, learning_rate=1e-30)
+    image = random_batch(1, plan)
+    batch = {name: np.repeat(value, 8, axis=0) for name, value in image.items()}  # one per device
+    optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
+    step = steps.make_train_step(Dropping(), optimiser, plan, MEAN_AND_STD, 10)
+    train_step = steps.train_over_devices(step)
+    runs = []
+    for _ in range(2):
+        current = state.create_state(Dropping(), plan, optimiser)
+        current = jax.device_put(current, steps.replicated())
+        losses = []
+        for _ in range(3):
+            current, metrics = train_step(current, sent(batch))
+            losses.append(float(metrics["loss"]))
+        runs.append(losses)
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) == 3
+
+
+def test_lecun_head_starts_dense_layers_alone_afresh() -> None:
+    params = {}
+    for head_init in ("network", "lecun"):
+        plan = dataclasses.replace(PLAN, head_init=head_init)
+        optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
+        params[head_init] = state.create_state(state.create_model(plan, 1), plan, optimiser).params
+    network, lecun = params["network"], params["lecun"]
+    np.testing.assert_array_equal(network["C5"]["kernel"], lecun["C5"]["kernel"])
+    for name, fan_in in (("F6", 120), ("output", 84)):
+        # LeNet-5's own start is uniform: deviation 1 / sqrt(3 fan_in).
+        kernels = network[name]["kernel"], lecun[name]["kernel"]
+        expected = (3 * fan_in) ** -0.5, fan_in**-0.5
+        assert [float(k.std()) for k in kernels] == pytest.approx(expected, rel=0.1)
+
+
+def test_what_the_network_lacks_is_refused() -> None:
+    from train.errors import UsageError
+
+    for change, message in (
+        ({"bn": "sync"}, "lenet5 has no .*norm|no batch normalisation"),
+        ({"dropout_rate": 0.5}, "lenet5 has no argument dropout_rate"),
+        ({"arch": "vgg11", "bn": "sync"}, "vgg11 has no batch normalisation"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            state.create_model(dataclasses.replace(PLAN, **change), 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_train_step_lowers_for_tpu_with_plain_convolutions(precision: str) -> None:
+    """Without a TPU. At 32 pixels most convolutions of resnet18 take the CPU's path on a CPU."""
+    plan = dataclasses.replace(PLAN, arch="resnet18", precision=precision)
+    model = state.create_model(plan, 1)
+    optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
+    train_step = steps.train_over_devices(
+        steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, 10)
+    )
+    shapes = jax.eval_shape(lambda: state.create_state(model, plan, optimiser))
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, 16, 32, 32, 1), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((1, 16), jnp.int32),
+        "stop": jax.ShapeDtypeStruct((1,), jnp.bool_),
+    }
+    traced = jax.jit(train_step).trace(shapes, batch)
+    tpu, cpu = (traced.lower(lowering_platforms=(p,)).as_text() for p in ("tpu", "cpu"))
+    # Matrix products: the classifier and its two gradients, no more; on a CPU also convolutions.
+    assert tpu.count("stablehlo.dot_general") == 3
+    assert cpu.count("stablehlo.dot_general") > 20
+    assert tpu.count("stablehlo.convolution") > 40 > cpu.count("stablehlo.convolution")
+    assert ("bf16" in tpu) == (precision == "bfloat16")

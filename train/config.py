@@ -1,0 +1,236 @@
+"""What the user asks for, and how it becomes the plan of a run."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import tyro
+
+import flaxcnn.registry
+from train.datasets import Dataset
+from train.errors import UsageError
+from train.plan import Plan
+from train.recipes import RECIPES, Augmentation, HeadInit, Precision, Schedule
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train a classifier, evaluate it, resume it.
+
+    A flag whose default is None takes its value from the recipe; the header of the run prints it.
+    """
+
+    # ------------------------------------------------------------------ what is trained on what
+    # Network; a wrong name lists the nearest ones.
+    arch: str = "vgg16"
+    # digits (inside scikit-learn), fashion_mnist, or any TFDS name prepared under --data_dir.
+    dataset: str = "digits"
+    # Directory of prepared TFDS data sets.
+    data_dir: str | None = None
+    # Split of a TFDS data set to train on, TFDS slices included.
+    train_split: str = "train"
+    # Split to evaluate on. None: test, or validation where test is missing or has no labels.
+    test_split: str | None = None
+    # Side of the square images, pixels. None: 32 or the network's least size for small images, 224
+    # for others.
+    image_size: int | None = None
+    # classic (the network's ImageNet recipe) or small. None: small for small images.
+    recipe: Literal["classic", "small"] | None = None
+
+    # -------------------------------------------------------------------------- optimisation
+    # Images per step, over all devices and processes.
+    batch_size: int | None = None
+    # Passes over the training images; may be fractional.
+    epochs: float | None = None
+    # Steps; overrules --epochs.
+    steps: int | None = None
+    # Peak learning rate, as used at this batch size.
+    learning_rate: float | None = None
+    # After the warm-up: x0.1 after each third of the run, or half a cosine down to zero.
+    schedule: Schedule | None = None
+    # Linear warm-up from zero, epochs.
+    warmup_epochs: float | None = None
+    # Momentum of SGD.
+    momentum: float | None = None
+    # Nesterov's momentum.
+    nesterov: bool | None = None
+    # Weight decay, added to the gradient as torch's SGD does.
+    weight_decay: float | None = None
+    # Whether weight decay reaches norm parameters and biases.
+    decay_norm_and_bias: bool | None = None
+    # Share of the target spread over all classes, 0 to 1.
+    label_smoothing: float | None = None
+    # Probability of dropping a unit, for networks with dropout. The recipe may leave the network's.
+    dropout_rate: float | None = None
+    # Largest global norm of the gradient; 0: no limit.
+    clip_norm: float | None = None
+    # Start of the dense layers: the network's own, or N(0, 1 / fan_in).
+    head_init: HeadInit | None = None
+    # Training images: none, pad_crop (shift by up to an eighth), resized_crop (ImageNet's).
+    augmentation: Augmentation | None = None
+    # Mirror half of the training images. None: unless mirroring changes the class, as of digits.
+    flip: bool | None = None
+    # Seed of the initial weights, the order of the data, augmentation and dropout.
+    seed: int = 0
+
+    # --------------------------------------------------------------------------- computation
+    # Compute type; parameters stay float32. auto: bfloat16 on accelerators, float32 on a CPU.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Batch normalisation over each device's images (local), all devices' (sync), or those of N
+    # neighbouring devices (group:N).
+    bn: str = "local"
+    # Threads that read and augment images, per process.
+    read_threads: int = 4
+    # host:port of process 0, for a run of several processes. None: as the cluster says, if any.
+    coordinator_address: str | None = None
+    # Number of processes.
+    num_processes: int | None = None
+    # Number of this process, from 0.
+    process_id: int | None = None
+
+    # ------------------------------------------------------------------------ what is written
+    # Directory of checkpoints and logs; given again, the run resumes. None: nothing is written.
+    workdir: str | None = None
+    # Steps between checkpoints.
+    checkpoint_every: int = 1000
+    # Steps between evaluations; the last step is always evaluated. None: an epoch, at least 100.
+    eval_every: int | None = None
+    # Steps between log lines. None: a tenth of an epoch, between 10 and 100.
+    log_every: int | None = None
+
+
+# ------------------------------------------------------------------------------ the command line
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The command line as a `Config`.
+
+    Raises:
+        UsageError: for what the command line cannot mean.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Config, prog="python -m train.main", args=arguments)
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        raise UsageError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """tyro's first sentence: what it draws in a box down to the first rule, on one line."""
+    words: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯ ")
+        if text.startswith("─"):
+            break
+        words += text.split()
+    return " ".join(words)
+
+
+# -------------------------------------------------------------------------------------- the plan
+def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool) -> Plan:
+    """Fills what the command line leaves open from the recipe and the data set, and checks it all.
+
+    Args:
+        devices: how many, over all processes.
+        accelerated: whether they are something else than a CPU.
+
+    Raises:
+        UsageError: for a value that no run could use; it names what would work.
+    """
+    try:
+        family = flaxcnn.registry.family_of(config.arch)
+    except ValueError as error:
+        raise UsageError(f"--arch: {error}") from None
+    recipe_name = config.recipe or ("small" if dataset.small else "classic")
+    recipe = RECIPES[recipe_name, family]
+    batch_size = _given(config.batch_size, recipe.batch_size)
+    _require(batch_size >= 1, "--batch_size must be at least 1")
+    _require(
+        batch_size % devices == 0,
+        f"--batch_size={batch_size} cannot be shared equally by {devices} devices; "
+        f"try {max(1, round(batch_size / devices)) * devices}",
+    )
+    steps_per_epoch = len(dataset.train) / batch_size
+    epochs = _given(config.epochs, recipe.epochs)
+    steps = _given(config.steps, round(epochs * steps_per_epoch))
+    warmup_epochs = _given(config.warmup_epochs, recipe.warmup_epochs)
+    warmup_steps = min(round(warmup_epochs * steps_per_epoch), steps // 2)
+    precision: Precision = "bfloat16" if accelerated else "float32"
+    if config.precision != "auto":
+        precision = config.precision
+    learning_rate = recipe.learning_rate_per_256 * batch_size / 256
+    plan = Plan(
+        arch=config.arch,
+        dataset=dataset.name,
+        train_examples=len(dataset.train),
+        test_examples=len(dataset.test),
+        num_classes=len(dataset.class_names),
+        channels=dataset.channels,
+        image_size=_image_size(config, dataset, family),
+        recipe=recipe_name,
+        batch_size=batch_size,
+        steps=steps,
+        learning_rate=_given(config.learning_rate, learning_rate),
+        schedule=_given(config.schedule, recipe.schedule),
+        warmup_steps=warmup_steps,
+        momentum=_given(config.momentum, recipe.momentum),
+        nesterov=_given(config.nesterov, recipe.nesterov),
+        weight_decay=_given(config.weight_decay, recipe.weight_decay),
+        decay_norm_and_bias=_given(config.decay_norm_and_bias, recipe.decay_norm_and_bias),
+        label_smoothing=_given(config.label_smoothing, recipe.label_smoothing),
+        dropout_rate=_given(config.dropout_rate, recipe.dropout_rate),
+        clip_norm=_given(config.clip_norm, recipe.clip_norm),
+        head_init=_given(config.head_init, recipe.head_init),
+        augmentation=_given(config.augmentation, recipe.augmentation),
+        flip=_given(config.flip, dataset.mirrors),
+        seed=config.seed,
+        precision=precision,
+        bn=config.bn,
+    )
+    _check_ranges(plan, config, devices)
+    return plan
+
+
+def _given(flag: T | None, otherwise: T) -> T:
+    return otherwise if flag is None else flag
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UsageError(message)
+
+
+def _image_size(config: Config, dataset: Dataset, family: str) -> int:
+    least = flaxcnn.registry.FAMILIES[family].NETWORK.min_size
+    size = _given(config.image_size, max(32, least) if dataset.small else 224)
+    _require(
+        size >= least,
+        f"--image_size={size} is too small for {config.arch}; its least size is {least}",
+    )
+    return size
+
+
+def _check_ranges(plan: Plan, config: Config, devices: int) -> None:
+    """One line for each number that makes no sense."""
+    _require(plan.steps >= 1, f"{plan.steps} steps: --epochs or --steps must give at least one")
+    _require(plan.learning_rate > 0, "--learning_rate must be above 0")
+    _require(0 <= plan.momentum < 1, "--momentum must be at least 0 and below 1")
+    _require(plan.weight_decay >= 0, "--weight_decay must be at least 0")
+    _require(0 <= plan.label_smoothing < 1, "--label_smoothing must be at least 0 and below 1")
+    _require(plan.clip_norm >= 0, "--clip_norm must be at least 0; 0 means no limit")
+    _require(
+        plan.dropout_rate is None or 0 <= plan.dropout_rate < 1,
+        "--dropout_rate must be at least 0 and below 1",
+    )
+    _require(0 <= plan.seed < 2**31, f"--seed must be from 0 to {2**31 - 1}")
+    _require(plan.warmup_steps >= 0, "--warmup_epochs must be at least 0")
+    _require(config.read_threads >= 1, "--read_threads must be at least 1")
+    for flag in ("checkpoint_every", "eval_every", "log_every"):
+        value = getattr(config, flag)
+        _require(value is None or value >= 1, f"--{flag} must be at least 1 step")
+    plan.bn_group_size(devices)

@@ -1,0 +1,137 @@
+"""The experiment, top to bottom: `python -m train.main --arch=vgg16`."""
+
+import collections
+import contextlib
+import functools
+import math
+import signal
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from train import data, datasets, metrics, optim, state, steps
+from train.checkpoint import Checkpoints
+from train.config import Config, make_plan, parse
+from train.errors import DivergedError, UsageError
+from train.processes import Interrupts, join_cluster
+
+
+def main(config: Config) -> int:
+    """Trains as `config` says; returns the exit code."""
+    # ----------------------------------------------------------------------------- devices, data
+    join_cluster(config.coordinator_address, config.num_processes, config.process_id)
+    devices = jax.device_count()
+    writes = jax.process_index() == 0
+    say = print if writes else lambda line: None
+    dataset = datasets.load(config.dataset, config.data_dir, config.train_split, config.test_split)
+    plan = make_plan(config, dataset, devices, accelerated=jax.default_backend() != "cpu")
+    steps_per_epoch = plan.train_examples / plan.batch_size
+    eval_every = config.eval_every or max(round(steps_per_epoch), 100)
+    log_every = config.log_every or min(max(round(steps_per_epoch / 10), 10), 100)
+
+    # -------------------------------------------------------------------------- model, optimiser
+    model = state.create_model(plan, devices)
+    learning_rate = optim.learning_rate_schedule(plan)
+    optimiser = optim.optimiser(plan, learning_rate)
+    create = functools.partial(state.create_state, model, plan, optimiser)
+    shapes = jax.eval_shape(create)
+    train_step = steps.train_over_devices(
+        steps.make_train_step(model, optimiser, plan, dataset.mean_and_std, log_every)
+    )
+    eval_step = steps.evaluate_over_devices(steps.make_eval_step(model, dataset.mean_and_std))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    for line in metrics.header(plan, parameters, config.workdir):
+        say(line)
+
+    with contextlib.ExitStack() as stack:
+        # ------------------------------------------------------------------------------- restore
+        current = checkpoints = None
+        best = -1.0
+        if config.workdir:
+            checkpoints = stack.enter_context(Checkpoints(config.workdir, plan))
+            current, best = checkpoints.restore(shapes), checkpoints.best_top1
+        if current is None:
+            current = jax.jit(create, out_shardings=steps.replicated())()
+        first_step = int(current.step)
+        if first_step:
+            say(f"resumed after step {first_step}")
+        write = stack.enter_context(metrics.run_log(config.workdir if writes else None, first_step))
+
+        # ---------------------------------------------------------------------------------- loop
+        interrupts = stack.enter_context(Interrupts())
+        progress = stack.enter_context(metrics.Progress(first_step, plan.steps, shown=writes))
+        batches = steps.on_devices(
+            data.training_batches(dataset.train, plan, first_step, config.read_threads)
+        )
+        in_flight: collections.deque[jax.Array] = collections.deque()
+        results: dict[str, float] = {}
+        stop = False
+        clock = metrics.Clock()
+        for step in range(first_step + 1, plan.steps + 1):
+            last = step == plan.steps
+            with clock.waiting_for_data():
+                batch = next(batches)
+            batch["stop"] = steps.told_to_stop(interrupts.signal is not None)
+            current, result = train_step(current, batch)
+            in_flight.append(result["stop"])
+            if len(in_flight) > 2:  # more of them can hang in the all-reduce of host devices
+                stop = bool(jax.device_get(in_flight.popleft()))
+            if step == first_step + 1:
+                jax.block_until_ready(current)
+                progress.say(f"first step, compilation included: {clock.restart():.1f} s")
+            progress.advance()
+
+            if step % log_every == 0 or last:
+                record = metrics.train_record(current, plan, float(learning_rate(step - 1)), clock)
+                progress.train(record)
+                write(record)
+                if not math.isfinite(record["loss"]):
+                    raise DivergedError(
+                        f"the loss is {record['loss']} after step {step}; lower --learning_rate "
+                        f"(now {plan.learning_rate:g}) or bound the gradient, as --clip_norm=1"
+                    )
+
+            evaluated, is_best = step % eval_every == 0 or last, False
+            if evaluated:
+                with clock.paused():
+                    shares = data.evaluation_batches(dataset.test, plan, config.read_threads)
+                    results = steps.evaluate(eval_step, current, steps.on_devices(shares))
+                record = {"split": "test", "step": step, **results}
+                progress.test(record)
+                write(record)
+                is_best = results["top1"] > best
+                best = max(best, results["top1"])
+
+            if checkpoints and (step % config.checkpoint_every == 0 or is_best or last or stop):
+                with clock.paused():
+                    checkpoints.save(current, results if evaluated else None)
+            if stop:
+                break
+
+    # ----------------------------------------------------------------------------------------- end
+    if stop:
+        after = f"stopped after step {step} of {plan.steps}; "
+        say(after + ("the same command resumes" if checkpoints else "nothing saved: no --workdir"))
+        return 128 + (interrupts.signal or signal.SIGTERM)
+    if results:
+        say(f"test accuracy {results['top1']:.2%} on {results['n']} images")
+    else:
+        say("already trained to its last step; another --workdir starts afresh")
+    return 0
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    """The command line: what is wrong with it is told in one line."""
+    try:
+        return main(parse(arguments))
+    except UsageError as error:
+        print(f"python -m train.main: {error}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"python -m train.main: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(command())

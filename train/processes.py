@@ -1,0 +1,61 @@
+"""Several processes as one run, and signals that ask a run to stop."""
+
+import signal
+from types import FrameType, TracebackType
+
+import jax
+
+from train.errors import UsageError
+
+
+def join_cluster(
+    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the processes of this run, before any device is touched.
+
+    With nothing given, JAX looks for a TPU pod, SLURM, Open MPI and the like; where there is no
+    such cluster the run has one process.
+
+    Raises:
+        UsageError: where some of the three are given and some not, or the cluster cannot be joined.
+    """
+    given = [value is not None for value in (coordinator_address, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise UsageError(
+            "--coordinator_address, --num_processes and --process_id go together; give all or none"
+        )
+    try:
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        if any(given):
+            raise UsageError(f"cannot join {coordinator_address}: {error}") from None
+        if "coordinator_address should be defined" not in str(error):
+            raise UsageError(f"cannot join the cluster that JAX found: {error}") from None
+
+
+class Interrupts:
+    """SIGTERM and SIGINT, noted instead of obeyed: `with Interrupts() as interrupts`.
+
+    The second signal of a kind is obeyed at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __enter__(self) -> "Interrupts":
+        kinds = (signal.SIGTERM, signal.SIGINT)
+        self._previous = {kind: signal.signal(kind, self._note) for kind in kinds}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        signal.signal(number, self._previous[self.signal])

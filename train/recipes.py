@@ -1,0 +1,66 @@
+"""Recipes: how each family of networks is trained, one row each.
+
+Learning rates are per 256 images; a run scales them to its batch size (Goyal et al. 2017,
+arXiv:1706.02677, section 2.1). A flag of the same name overrules a row's field.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+Schedule = Literal["step", "cosine"]
+Augmentation = Literal["none", "pad_crop", "resized_crop"]
+HeadInit = Literal["network", "lecun"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Hyperparameters of one training run."""
+
+    epochs: float
+    batch_size: int  # images, over all devices
+    learning_rate_per_256: float  # peak, at a batch of 256 images
+    schedule: Schedule  # after the warm-up: x0.1 after each third, or half a cosine to zero
+    warmup_epochs: float = 0.0  # linear, from zero
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float  # added to the gradient, as torch's SGD does
+    decay_norm_and_bias: bool = True  # whether weight decay reaches norm parameters and biases
+    label_smoothing: float = 0.0
+    dropout_rate: float | None = None  # None: the network's own
+    clip_norm: float = 0.0  # largest global norm of the gradient; 0: no limit
+    head_init: HeadInit = "network"  # "lecun": dense layers start from N(0, 1 / fan_in)
+    augmentation: Augmentation
+
+
+# torchvision's references: 8 x 32 images, 90 epochs, x0.1 every 30.
+_CLASSIC = Recipe(
+    epochs=90,
+    batch_size=256,
+    learning_rate_per_256=0.1,
+    schedule="step",
+    weight_decay=1e-4,
+    augmentation="resized_crop",
+)
+_SMALL = Recipe(
+    epochs=20,
+    batch_size=32,
+    learning_rate_per_256=0.1,
+    schedule="cosine",
+    warmup_epochs=1,
+    nesterov=True,
+    weight_decay=5e-4,
+    decay_norm_and_bias=False,
+    augmentation="pad_crop",
+)
+
+# (recipe, family) -> row.
+RECIPES: Mapping[tuple[str, str], Recipe] = {
+    ("classic", "lenet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
+    ("classic", "resnet"): _CLASSIC,
+    ("classic", "vgg"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
+    ("small", "lenet"): _SMALL,
+    ("small", "resnet"): _SMALL,
+    ("small", "vgg"): _SMALL,
+}

@@ -1,0 +1,99 @@
+"""The model of a plan, and the state that training changes: all of it is in every checkpoint."""
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+import flaxcnn
+from flaxcnn.blocks import BatchNorm
+from train.errors import UsageError
+from train.plan import Plan
+
+AXIS = "batch"  # the mapped axis: all devices of all processes
+
+
+class Totals(flax.struct.PyTreeNode):
+    """Sums over the steps since the last log line; saved, so that a resumed run logs the same."""
+
+    loss: jax.Array
+    top1: jax.Array
+    steps: jax.Array
+
+    @classmethod
+    def zeros(cls) -> "Totals":
+        """No step yet."""
+        return cls(loss=jnp.zeros(()), top1=jnp.zeros(()), steps=jnp.zeros((), jnp.int32))
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Training between two steps. No random key: randomness is a function of seed and step."""
+
+    step: jax.Array  # int32, steps done
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    totals: Totals
+
+
+def create_model(plan: Plan, devices: int) -> nn.Module:
+    """The network of the plan, its batch normalisation spread over `devices` as `--bn` says.
+
+    Raises:
+        UsageError: where the plan asks for what the network does not have.
+    """
+    arguments: dict[str, Any] = {
+        "num_classes": plan.num_classes,
+        "dtype": jnp.dtype(plan.precision),
+    }
+    if plan.dropout_rate is not None:
+        arguments["dropout_rate"] = plan.dropout_rate
+    if plan.bn != "local":
+        size = plan.bn_group_size(devices)
+        groups = [list(range(i, i + size)) for i in range(0, devices, size)]
+        arguments["norm"] = partial(BatchNorm, axis_name=AXIS, axis_index_groups=groups)
+    try:
+        model = flaxcnn.create_model(plan.arch, **arguments)
+        shapes = jax.eval_shape(partial(_init, model, plan), jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    if plan.bn != "local" and "batch_stats" not in shapes:
+        raise UsageError(f"--bn={plan.bn}: {plan.arch} has no batch normalisation")
+    return model
+
+
+def create_state(
+    model: nn.Module, plan: Plan, optimiser: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step, from the plan's seed."""
+    variables = _init(model, plan, jax.random.key(plan.seed))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimiser.init(variables["params"]),
+        totals=Totals.zeros(),
+    )
+
+
+def _init(model: nn.Module, plan: Plan, key: jax.Array) -> Any:
+    images = jnp.zeros((1, plan.image_size, plan.image_size, plan.channels))
+    variables = model.init(key, images, train=False)
+    if plan.head_init == "lecun":
+        variables["params"] = _dense_from_lecun_normal(variables["params"], key)
+    return variables
+
+
+def _dense_from_lecun_normal(params: Any, key: jax.Array) -> Any:
+    """Every dense kernel [in, out] drawn anew from N(0, 1 / in): see `--head_init`."""
+    leaves, tree = jax.tree.flatten(params)
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    fresh = [
+        init(jax.random.fold_in(key, i), leaf.shape, leaf.dtype) if leaf.ndim == 2 else leaf
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(tree, fresh)

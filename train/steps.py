@@ -1,0 +1,175 @@
+"""One step of training and of evaluation, and the one place that spreads them over devices.
+
+The state is the same on every device and is not replicated by hand: `pmap` takes it whole and gives
+it back whole. So whatever a step returns must be equal everywhere, which here `pmean` and `psum`
+see to; `pmap` would not notice if it were not.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from train.plan import Plan
+from train.state import AXIS, Totals, TrainState
+
+Arrays = dict[str, Any]
+TrainStep = Callable[[TrainState, Arrays], tuple[TrainState, Arrays]]
+EvalStep = Callable[[TrainState, Arrays], Arrays]
+MeanAndStd = tuple[Sequence[float], Sequence[float]]
+
+
+# ------------------------------------------------------------------------------------- the steps
+def make_train_step(
+    model: nn.Module,
+    optimiser: optax.GradientTransformation,
+    plan: Plan,
+    mean_and_std: MeanAndStd,
+    log_every: int,
+) -> TrainStep:
+    """(state, batch) -> (state, metrics): one step of SGD, for `train_over_devices`.
+
+    batch: {"image": uint8 [b, S, S, C], "label": int32 [b], "stop": bool []}.
+    metrics: the loss and top1 of the whole batch; `stop`, whether any process was told to stop, so
+    that all of them stop after the same step.
+    """
+    seed = plan.seed
+
+    def loss_fn(params: Any, state: TrainState, batch: Arrays) -> tuple[jax.Array, Any]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            normalised(batch["image"], mean_and_std),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(key, jax.lax.axis_index(AXIS))},
+        )
+        targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=logits.dtype)
+        targets = optax.smooth_labels(targets, plan.label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        top1 = jnp.mean(jnp.argmax(logits, -1) == batch["label"], dtype=jnp.float32)
+        return loss, (updates.get("batch_stats", {}), top1)
+
+    def train_step(state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (batch_stats, top1)), grads = gradient(state.params, state, batch)
+        grads, batch_stats, loss, top1, stop = jax.lax.pmean(
+            (grads, batch_stats, loss, top1, batch["stop"].astype(jnp.float32)), AXIS
+        )
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        fresh = state.step % log_every == 0  # the step before this one was logged
+        old = jax.tree.map(lambda total: jnp.where(fresh, 0, total), state.totals)
+        totals = Totals(loss=old.loss + loss, top1=old.top1 + top1, steps=old.steps + 1)
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            totals=totals,
+        )
+        return state, {"loss": loss, "top1": top1, "stop": stop > 0}
+
+    return train_step
+
+
+def make_eval_step(model: nn.Module, mean_and_std: MeanAndStd) -> EvalStep:
+    """(state, batch) -> sums over the batch of all devices, for `over_devices`.
+
+    batch: {"image": uint8 [b, S, S, C], "label": int32 [b], "mask": bool [b]}; what is masked out
+    counts for nothing. Returns loss, top1, top5 (the best five, or all where there are fewer), n.
+    """
+
+    def eval_step(state: TrainState, batch: Arrays) -> Arrays:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        images = normalised(batch["image"], mean_and_std)
+        logits = cast(jax.Array, model.apply(variables, images, train=False))
+        labels, mask = batch["label"], batch["mask"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+        hits = best == labels[:, None]
+        return jax.lax.psum(
+            {
+                "loss": jnp.sum(losses, where=mask),
+                "top1": jnp.sum(hits[:, 0], where=mask),
+                "top5": jnp.sum(hits.any(-1), where=mask),
+                "n": jnp.sum(mask),
+            },
+            AXIS,
+        )
+
+    return eval_step
+
+
+def normalised(images: jax.Array, mean_and_std: MeanAndStd) -> jax.Array:
+    """uint8 [..., C] -> float32, zero mean and unit deviation per channel."""
+    mean, std = (jnp.asarray(statistic, jnp.float32) for statistic in mean_and_std)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+# ------------------------------------------------------------------------------------- devices
+def train_over_devices(train_step: TrainStep) -> TrainStep:
+    """The train step over all devices: batches [local devices, b, ...], state donated."""
+    return jax.pmap(
+        train_step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0
+    )  # fmt: skip
+
+
+def evaluate_over_devices(eval_step: EvalStep) -> EvalStep:
+    """The evaluation step over all devices: batches [local devices, b, ...]."""
+    return jax.pmap(eval_step, AXIS, in_axes=(None, 0), out_axes=None)
+
+
+def replicated() -> NamedSharding:
+    """Whole on each local device: where the state has to be before the first step."""
+    return NamedSharding(_local_mesh(), PartitionSpec())
+
+
+def _split() -> NamedSharding:
+    """The leading axis spread over the local devices: where batches have to be."""
+    return NamedSharding(_local_mesh(), PartitionSpec(AXIS))
+
+
+def _local_mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
+
+
+def on_devices(batches: Iterable[Mapping[str, np.ndarray]], ahead: int = 2) -> Iterator[Arrays]:
+    """Batches [b, ...] as [local devices, b / devices, ...], sent `ahead` of their use."""
+    devices = jax.local_device_count()
+    sent: collections.deque[Arrays] = collections.deque()
+    for batch in batches:
+        by_device = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+        sent.append(jax.device_put(by_device, _split()))
+        if len(sent) > ahead:
+            yield sent.popleft()
+    yield from sent
+
+
+def told_to_stop(stop: bool) -> jax.Array:
+    """The batch's `stop` [local devices], from what this process was told."""
+    return jax.device_put(np.full(jax.local_device_count(), stop), _split())
+
+
+# ---------------------------------------------------------------------------------- evaluation
+def evaluate(eval_step: EvalStep, state: TrainState, batches: Iterable[Arrays]) -> dict[str, float]:
+    """Mean loss, top1 and top5 as shares of one, and n, how many examples were counted."""
+    sums: collections.Counter[str] = collections.Counter()
+    running: collections.deque[Arrays] = collections.deque()
+    for batch in batches:
+        running.append(eval_step(state, batch))
+        if len(running) > 2:
+            sums.update(_as_numbers(running.popleft()))
+    for result in running:
+        sums.update(_as_numbers(result))
+    n = sums["n"]
+    return {**{name: sums[name] / n for name in ("loss", "top1", "top5")}, "n": n}
+
+
+def _as_numbers(sums: Arrays) -> dict[str, float]:
+    return {name: value.item() for name, value in jax.device_get(sums).items()}
