@@ -46,6 +46,7 @@ def main(config: Config) -> int:
 
     with contextlib.ExitStack() as stack:
         # ------------------------------------------------------------------------------- restore
+        interrupts = stack.enter_context(Interrupts())
         current = checkpoints = None
         best = -1.0
         if config.workdir:
@@ -59,7 +60,6 @@ def main(config: Config) -> int:
         write = stack.enter_context(metrics.run_log(config.workdir if writes else None, first_step))
 
         # ---------------------------------------------------------------------------------- loop
-        interrupts = stack.enter_context(Interrupts())
         progress = stack.enter_context(metrics.Progress(first_step, plan.steps, shown=writes))
         batches = steps.on_devices(
             data.training_batches(dataset.train, plan, first_step, config.read_threads)

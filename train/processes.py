@@ -29,7 +29,9 @@ def join_cluster(
     except (RuntimeError, ValueError) as error:
         if any(given):
             raise UsageError(f"cannot join {coordinator_address}: {error}") from None
-        if "coordinator_address should be defined" not in str(error):
+        # JAX found no cluster; or, as in a notebook, it is at work and too late to join one.
+        alone = ("coordinator_address should be defined", "must be called before any JAX calls")
+        if not any(reason in str(error) for reason in alone):
             raise UsageError(f"cannot join the cluster that JAX found: {error}") from None
 
 

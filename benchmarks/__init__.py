@@ -1,0 +1,1 @@
+"""What the library costs, measured; each script prints its hardware and versions."""
