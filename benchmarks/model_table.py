@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import flaxcnn
 from flaxcnn.registry import FAMILIES
 
-_BEGIN, _END = "<!-- models: written by `python -m benchmarks.model_table README.md` -->", "<!-- /models -->"
+_BEGIN = "<!-- models: written by `python -m benchmarks.model_table README.md` -->"
+_END = "<!-- /models -->"
 
 
 def table() -> str:

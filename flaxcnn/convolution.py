@@ -12,8 +12,8 @@ All derivatives are JAX's own, of the formulation chosen. (Gradients by hand wou
 
 Where a choice cites times, they are milliseconds of plain / chosen, XLA:CPU of jaxlib 0.10.2 with
 its default flags, 2 cores of a Xeon (model 207, AVX-512), float32, medians of interleaved rounds;
-"both ways" is the forward pass and both gradients. Another processor moves the thresholds little:
-what is avoided is 2 to 400 times slower.
+"both ways" is the forward pass and both gradients. The machine was shared, so single figures move
+by tens of per cent; the collapses are factors. The thresholds were measured on this machine alone.
 
 `FLAXCNN_PLAIN_CONVOLUTION=1` in the environment, read at import, leaves every convolution plain.
 """
@@ -210,7 +210,8 @@ def _formulation(case: _Case) -> Formulation:
         return _dot_per_output if dense else _im2col
     if (rows.stride > 1 or columns.stride > 1) and outputs <= 64:
         # Both ways: 16x16 64->128 3x3 stride 2, batch 32 7.6 / 5.2; 14x14 256->512, batch 8
-        # 30 / 24; 8x8 64->96 5x5 stride 2, batch 32 72 / 7. On larger maps training gains less
+        # 30 / 24; 8x8 64->96 5x5 stride 2, batch 32 72 / 7. Not always: 8x8 64->128, batch 128
+        # was 8.4 / 5.3, 9.5 / 5.6 and 9.7 / 10.8 in three runs. On larger maps training gains less
         # and forward alone loses: 56x56 64->128 3x3 stride 2, batch 8 8.7 / 14.
         return _im2col
     return _plain

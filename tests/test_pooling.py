@@ -1,5 +1,9 @@
 """Pooling against loops that spell out torch's definitions."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -45,6 +49,39 @@ def test_max_pool(
     np.testing.assert_array_equal(ours, max_pool_by_loops(x, window, stride, padding, ceil_mode))
 
 
+@pytest.mark.parametrize("pads", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 2), (1, 0))])
+@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 2), (3, 1)])
+def test_the_cpus_max_pool_has_the_plain_ones_gradient(
+    window: int, stride: int, pads: pooling.Pads
+) -> None:
+    """Bit for bit, ties included: small integers, of which many windows hold equal ones."""
+    x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (2, 9, 8, 3)), jnp.float32)
+
+    def value_and_gradient(pool: Any) -> tuple[jax.Array, jax.Array]:
+        y, pullback = jax.vjp(lambda x: pool(x, window, stride, pads), x)
+        return y, pullback(jnp.asarray(random_maps(*y.shape)))[0]
+
+    ours, plain = map(value_and_gradient, (pooling._max_by_slices, pooling._max_by_windows))
+    np.testing.assert_array_equal(ours[0], plain[0])
+    np.testing.assert_allclose(ours[1], plain[1], atol=1e-6)  # overlapping windows' sums
+
+
+def test_max_pool_passes_nan_on() -> None:
+    for place in range(4):
+        x = np.zeros((1, 2, 2, 1), "float32")
+        x[0, place // 2, place % 2] = np.nan
+        assert np.isnan(pooling.max_pool(x, 2, 2)).all()
+
+
+def test_max_pool_is_the_plain_one_off_the_cpu() -> None:
+    pool = jax.jit(lambda x: pooling.max_pool(x, 3, 2, padding=1))
+    traced = pool.trace(jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.float32))
+    tpu, cpu = (traced.lower(lowering_platforms=(p,)).as_text() for p in ("tpu", "cpu"))
+    assert "stablehlo.reduce_window" in tpu
+    assert "stablehlo.select" not in tpu
+    assert "stablehlo.reduce_window" not in cpu
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (5, 9), (14, 21), (10, 7)])
 def test_adaptive_avg_pool(size: tuple[int, int]) -> None:
     x = random_maps(2, *size, 3)
@@ -59,8 +96,6 @@ def test_adaptive_avg_pool(size: tuple[int, int]) -> None:
 
 
 def test_global_avg_pool_sums_bfloat16_in_float32() -> None:
-    import jax.numpy as jnp
-
     x = jnp.asarray(random_maps(1, 64, 64, 2) + 100, jnp.bfloat16)
     expected = np.asarray(x, "float64").mean((1, 2))
     np.testing.assert_allclose(pooling.global_avg_pool(x).astype("float32"), expected, rtol=2**-8)

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import linen as nn
 from plans import PLAN
+from variables import random_variables
 
 from train import optim, state, steps
 from train.plan import Plan
@@ -170,6 +171,48 @@ def test_what_the_network_lacks_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             state.create_model(dataclasses.replace(PLAN, **change), 1)
+
+
+def five_steps(devices: int, bn: str) -> state.TrainState:
+    """Five steps of a resnet18 on the same global batches, in float64."""
+    with jax.enable_x64():
+        plan = dataclasses.replace(PLAN, arch="resnet18", image_size=16, steps=5, bn=bn)
+        plan = dataclasses.replace(plan, precision="float64")  # not the trainer's, but exact
+        model = state.create_model(plan, devices)
+        optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
+        step = steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, 10)
+        over_devices = jax.pmap(
+            step, "batch", in_axes=(None, 0), out_axes=(None, None), devices=jax.devices()[:devices]
+        )
+        images = jnp.zeros((1, 16, 16, 1))
+        variables = random_variables(model, images.shape)
+        current = jax.eval_shape(lambda: state.create_state(model, plan, optimiser))
+        current = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), current)
+        current = current.replace(**jax.tree.map(jnp.float64, variables))
+        for seed in range(5):
+            batch = random_batch(16, plan, seed)
+            split = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+            current, _ = over_devices(current, {**split, "stop": np.zeros(devices, bool)})
+        return jax.device_get(current)
+
+
+@pytest.mark.slow
+def test_synchronous_batch_norm_makes_eight_devices_one() -> None:
+    """The same parameters after five steps; with statistics per device they are others.
+
+    In float64: in float32 units at the kinks of their ReLUs go one way or the other by rounding.
+    """
+    one, sync, local = five_steps(1, "local"), five_steps(8, "sync"), five_steps(8, "local")
+
+    def distance(other: state.TrainState, part: str) -> float:
+        ours, theirs = jax.tree.leaves(getattr(other, part)), jax.tree.leaves(getattr(one, part))
+        return max(
+            float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(ours, theirs, strict=True)
+        )
+
+    for part in ("params", "batch_stats"):
+        assert distance(sync, part) < 1e-9, part
+        assert distance(local, part) > 1e-3, part
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

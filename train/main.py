@@ -85,12 +85,12 @@ def main(config: Config) -> int:
             if step % log_every == 0 or last:
                 record = metrics.train_record(current, plan, float(learning_rate(step - 1)), clock)
                 progress.train(record)
-                write(record)
                 if not math.isfinite(record["loss"]):
                     raise DivergedError(
                         f"the loss is {record['loss']} after step {step}; lower --learning_rate "
                         f"(now {plan.learning_rate:g}) or bound the gradient, as --clip_norm=1"
                     )
+                write(record)
 
             evaluated, is_best = step % eval_every == 0 or last, False
             if evaluated:
