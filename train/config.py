@@ -21,15 +21,16 @@ T = TypeVar("T")
 class Config:
     """Train a classifier, evaluate it, resume it.
 
-    A flag whose default is None takes its value from the recipe; the header of the run prints it.
+    What the flags and the recipe come to is printed before the first step.
     """
 
     # ------------------------------------------------------------------ what is trained on what
+
     # Network; a wrong name lists the nearest ones.
     arch: str = "vgg16"
     # digits (inside scikit-learn), fashion_mnist, or any TFDS name prepared under --data_dir.
     dataset: str = "digits"
-    # Directory of prepared TFDS data sets.
+    # Directory of prepared TFDS data sets; digits and fashion_mnist can do without.
     data_dir: str | None = None
     # Split of a TFDS data set to train on, TFDS slices included.
     train_split: str = "train"
@@ -38,39 +39,46 @@ class Config:
     # Side of the square images, pixels. None: 32 or the network's least size for small images, 224
     # for others.
     image_size: int | None = None
-    # classic (the network's ImageNet recipe) or small. None: small for small images.
+    # classic (the network's ImageNet recipe) or small. None: small for images up to 64
+    # pixels, classic for others.
     recipe: Literal["classic", "small"] | None = None
 
     # -------------------------------------------------------------------------- optimisation
-    # Images per step, over all devices and processes.
+
+    # Images per step, over all devices and processes. None: the recipe's.
     batch_size: int | None = None
-    # Passes over the training images; may be fractional.
+    # Passes over the training images; may be fractional. None: the recipe's.
     epochs: float | None = None
-    # Steps; overrules --epochs.
+    # Steps; overrules --epochs. None: as --epochs says.
     steps: int | None = None
-    # Peak learning rate, as used at this batch size.
+    # Peak learning rate, as used at this batch size. None: the recipe's, which is per 256 images,
+    # scaled to the batch.
     learning_rate: float | None = None
-    # After the warm-up: x0.1 after each third of the run, or half a cosine down to zero.
+    # After the warm-up: x0.1 after each third of the run (step), or half a cosine to zero (cosine).
+    # None: the recipe's.
     schedule: Schedule | None = None
-    # Linear warm-up from zero, epochs.
+    # Linear warm-up from zero, in epochs. None: the recipe's.
     warmup_epochs: float | None = None
-    # Momentum of SGD.
+    # Momentum of SGD, 0 to 1. None: the recipe's.
     momentum: float | None = None
-    # Nesterov's momentum.
+    # Whether momentum is Nesterov's. None: as the recipe says.
     nesterov: bool | None = None
-    # Weight decay, added to the gradient as torch's SGD does.
+    # Weight decay, the factor of the parameters that is added to the gradient, as torch's SGD does.
+    # None: the recipe's.
     weight_decay: float | None = None
-    # Whether weight decay reaches norm parameters and biases.
+    # Whether weight decay reaches norm parameters and biases. None: as the recipe says.
     decay_norm_and_bias: bool | None = None
-    # Share of the target spread over all classes, 0 to 1.
+    # Share of the target that is spread over all classes, 0 to 1. None: the recipe's.
     label_smoothing: float | None = None
-    # Probability of dropping a unit, for networks with dropout. The recipe may leave the network's.
+    # Probability of dropping a unit, 0 to 1, for networks with dropout. None: the recipe's, or else
+    # the network's own.
     dropout_rate: float | None = None
-    # Largest global norm of the gradient; 0: no limit.
+    # Largest global norm of the gradient; 0: no limit. None: the recipe's.
     clip_norm: float | None = None
-    # Start of the dense layers: the network's own, or N(0, 1 / fan_in).
+    # Start of the dense layers: the network's own, or N(0, 1 / fan_in) (lecun). None: the recipe's.
     head_init: HeadInit | None = None
-    # Training images: none, pad_crop (shift by up to an eighth), resized_crop (ImageNet's).
+    # Of training images: none, pad_crop (shifts by up to an eighth), resized_crop (ImageNet's).
+    # None: the recipe's.
     augmentation: Augmentation | None = None
     # Mirror half of the training images. None: unless mirroring changes the class, as of digits.
     flip: bool | None = None
@@ -78,24 +86,26 @@ class Config:
     seed: int = 0
 
     # --------------------------------------------------------------------------- computation
+
     # Compute type; parameters stay float32. auto: bfloat16 on accelerators, float32 on a CPU.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # Batch normalisation over each device's images (local), all devices' (sync), or those of N
     # neighbouring devices (group:N).
     bn: str = "local"
-    # Threads that read and augment images, per process.
+    # Number of threads that read and augment images, per process.
     read_threads: int = 4
     # host:port of process 0, for a run of several processes. None: as the cluster says, if any.
     coordinator_address: str | None = None
-    # Number of processes.
+    # Number of processes. None: as the cluster says, or one.
     num_processes: int | None = None
-    # Number of this process, from 0.
+    # Number of this process, from 0. None: as the cluster says.
     process_id: int | None = None
 
     # ------------------------------------------------------------------------ what is written
+
     # Directory of checkpoints and logs; given again, the run resumes. None: nothing is written.
     workdir: str | None = None
-    # Steps between checkpoints.
+    # Steps between checkpoints; the best evaluated one and the last are saved besides.
     checkpoint_every: int = 1000
     # Steps between evaluations; the last step is always evaluated. None: an epoch, at least 100.
     eval_every: int | None = None
@@ -113,7 +123,9 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Config, prog="python -m train.main", args=arguments)
+            return tyro.cli(
+                Config, prog="python -m train.main", args=arguments, use_underscores=True
+            )
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
