@@ -7,7 +7,6 @@ newest three and the best are kept.
 import dataclasses
 import logging
 import pathlib
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -55,12 +54,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._manager.close()  # waits for what is being written
 
     @property

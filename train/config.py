@@ -12,7 +12,7 @@ import flaxcnn.registry
 from train.datasets import Dataset
 from train.errors import UsageError
 from train.plan import Plan
-from train.recipes import RECIPES, Augmentation, HeadInit, Precision, Schedule
+from train.recipes import RECIPES, Augmentation, HeadInit, Precision, Recipe, Schedule
 
 T = TypeVar("T")
 
@@ -159,8 +159,8 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
     except ValueError as error:
         raise UsageError(f"--arch: {error}") from None
     recipe_name = config.recipe or ("small" if dataset.small else "classic")
-    recipe = RECIPES[recipe_name, family]
-    batch_size = _given(config.batch_size, recipe.batch_size)
+    recipe = _with_flags(RECIPES[recipe_name, family], config)
+    batch_size = recipe.batch_size
     _require(batch_size >= 1, "--batch_size must be at least 1")
     _require(
         batch_size % devices == 0,
@@ -168,14 +168,7 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         f"try {max(1, round(batch_size / devices)) * devices}",
     )
     steps_per_epoch = len(dataset.train) / batch_size
-    epochs = _given(config.epochs, recipe.epochs)
-    steps = _given(config.steps, round(epochs * steps_per_epoch))
-    warmup_epochs = _given(config.warmup_epochs, recipe.warmup_epochs)
-    warmup_steps = min(round(warmup_epochs * steps_per_epoch), steps // 2)
-    precision: Precision = "bfloat16" if accelerated else "float32"
-    if config.precision != "auto":
-        precision = config.precision
-    learning_rate = recipe.learning_rate_per_256 * batch_size / 256
+    steps = _given(config.steps, round(recipe.epochs * steps_per_epoch))
     plan = Plan(
         arch=config.arch,
         dataset=dataset.name,
@@ -187,25 +180,37 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         recipe=recipe_name,
         batch_size=batch_size,
         steps=steps,
-        learning_rate=_given(config.learning_rate, learning_rate),
-        schedule=_given(config.schedule, recipe.schedule),
-        warmup_steps=warmup_steps,
-        momentum=_given(config.momentum, recipe.momentum),
-        nesterov=_given(config.nesterov, recipe.nesterov),
-        weight_decay=_given(config.weight_decay, recipe.weight_decay),
-        decay_norm_and_bias=_given(config.decay_norm_and_bias, recipe.decay_norm_and_bias),
-        label_smoothing=_given(config.label_smoothing, recipe.label_smoothing),
-        dropout_rate=_given(config.dropout_rate, recipe.dropout_rate),
-        clip_norm=_given(config.clip_norm, recipe.clip_norm),
-        head_init=_given(config.head_init, recipe.head_init),
-        augmentation=_given(config.augmentation, recipe.augmentation),
+        learning_rate=_given(config.learning_rate, recipe.learning_rate_per_256 * batch_size / 256),
+        schedule=recipe.schedule,
+        warmup_steps=min(round(recipe.warmup_epochs * steps_per_epoch), steps // 2),
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        decay_norm_and_bias=recipe.decay_norm_and_bias,
+        label_smoothing=recipe.label_smoothing,
+        dropout_rate=recipe.dropout_rate,
+        clip_norm=recipe.clip_norm,
+        head_init=recipe.head_init,
+        augmentation=recipe.augmentation,
         flip=_given(config.flip, dataset.mirrors),
         seed=config.seed,
-        precision=precision,
+        precision=_precision(config, accelerated),
         bn=config.bn,
     )
     _check_ranges(plan, config, devices)
     return plan
+
+
+def _with_flags(recipe: Recipe, config: Config) -> Recipe:
+    """The recipe with every field overruled whose flag was given."""
+    flags = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(recipe)}
+    return dataclasses.replace(recipe, **{k: v for k, v in flags.items() if v is not None})
+
+
+def _precision(config: Config, accelerated: bool) -> Precision:
+    if config.precision == "auto":
+        return "bfloat16" if accelerated else "float32"
+    return config.precision
 
 
 def _given(flag: T | None, otherwise: T) -> T:

@@ -1,7 +1,7 @@
 """Several processes as one run, and signals that ask a run to stop."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 import jax
 
@@ -49,12 +49,7 @@ class Interrupts:
         self._previous = {kind: signal.signal(kind, self._note) for kind in kinds}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
