@@ -130,7 +130,8 @@ class BatchNorm(nn.Module):
         """Mean, biased variance and number of values per channel, in one pass over `x`.
 
         E[(x - s)^2] - E[x - s]^2 loses digits only where the mean is far from the shift, and the
-        running mean is near it. Without a shift a mean of 100 deviations would cost four digits.
+        running mean is near it, the first steps apart. Without a shift a mean of 100 deviations
+        would cost four digits.
         """
         axes = tuple(range(x.ndim - 1))
         n = x.size // x.shape[-1]

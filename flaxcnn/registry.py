@@ -1,5 +1,6 @@
 """Every network by name."""
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from types import ModuleType
@@ -45,7 +46,8 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         TypeError: for an argument that the network does not have; it lists those it has.
     """
     module = FAMILIES[family_of(name)]
-    fields = [f for f in module.NETWORK.__dataclass_fields__ if f not in ("parent", "name")]
+    names = [field.name for field in dataclasses.fields(module.NETWORK)]
+    fields = [name for name in names if name not in ("parent", "name")]
     unknown = sorted(set(arguments) - set(fields))
     if unknown:
         raise TypeError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(fields)}")

@@ -5,6 +5,7 @@ from train.plan import Plan
 PLAN = Plan(
     arch="lenet5",
     dataset="digits",
+    data_origin="scikit-learn",
     train_examples=1437,
     test_examples=360,
     num_classes=10,

@@ -51,6 +51,7 @@ def kill_after(process: subprocess.Popen[str], workdir: pathlib.Path, step: int)
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
 
 
 def records(workdir: pathlib.Path, split: str | None = None) -> list[dict[str, Any]]:

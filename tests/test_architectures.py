@@ -124,6 +124,7 @@ def test_zero_init_residual_makes_each_block_the_identity(name: str, last: str) 
         jax.eval_shape(
             lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
         )
+    assert len(drawn) > 16
     for path, init in drawn.items():
         expected = 0 if path[-1] == last else 1
         assert (init(jax.random.key(0), (3,)) == expected).all(), path

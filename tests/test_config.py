@@ -92,6 +92,8 @@ def test_defaults_follow_the_data_and_the_devices() -> None:
         (["--epochs=0"], 1, r"must give at least one"),
         (["--steps=-3"], 1, r"must give at least one"),
         (["--epochs=abc"], 1, r"--epochs.*'abc'"),
+        (["--epochs=inf"], 1, r"--epochs must be finite"),
+        (["--warmup_epochs=nan"], 1, r"--warmup_epochs must be finite"),
         (["--epoch=3"], 1, r"[Uu]nrecognized.*--epoch=3"),
         (["--precision=float16"], 1, r"'float16'.*'bfloat16'"),
         (["--learning_rate=-1"], 1, r"--learning_rate must be above 0"),

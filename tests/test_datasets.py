@@ -1,5 +1,6 @@
 """Data sets as they are: what is in them, and what is said where they are not."""
 
+import dataclasses
 import gzip
 import pathlib
 
@@ -63,6 +64,22 @@ def test_missing_data_sets_say_how_to_get_them(
         datasets.load("cifar10", str(tmp_path / "absent"), "train", None)
     with pytest.raises(UsageError, match="cifar10 is not prepared"):
         datasets.load("cifar10", str(tmp_path), "train", None)
+    for name in ("my_own", "cifar10"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(UsageError, match=f"--dataset={name} under --data_dir") as caught:
+            datasets.load(name, str(tmp_path), "train", None)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="are for TFDS data sets; digits has its own"):
+        datasets.load("digits", None, "train[:50%]", None)
+
+
+def test_mirroring_and_statistics_go_by_the_name_alone() -> None:
+    digits = datasets.load("digits", None, "train", None)
+    for name in ("mnist:3.0.1", "emnist/letters", "svhn_cropped"):
+        assert not dataclasses.replace(digits, name=name).mirrors
+    assert dataclasses.replace(digits, name="cifar10:3.0.2").mirrors
+    fashion = dataclasses.replace(digits, name="fashion_mnist:3.0.1")
+    assert fashion.mean_and_std == ((0.2860,), (0.3530,))
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +109,10 @@ def test_a_tfds_data_set(shapes_dir: pathlib.Path) -> None:
 def test_tfds_splits(shapes_dir: pathlib.Path) -> None:
     found = datasets.load("tiny_shapes", str(shapes_dir), "train[:75%]", "train[75%:]")
     assert (len(found.train), len(found.test)) == (36, 12)
-    with pytest.raises(UsageError, match="it has train, test"):
-        datasets.load("tiny_shapes", str(shapes_dir), "training", None)
+    assert found.origin == "tiny_shapes/1.0.0, train[:75%] and train[75%:]"
+    for wrong in ("training", "train[:0]"):
+        with pytest.raises(UsageError, match="it has t"):
+            datasets.load("tiny_shapes", str(shapes_dir), wrong, None)
 
 
 def test_tfrecord_files_hold_the_same(shapes_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -108,12 +127,18 @@ def test_tfrecord_files_hold_the_same(shapes_dir: pathlib.Path, tmp_path: pathli
     assert (len(some.train), len(some.test)) == (12, 3)
     np.testing.assert_array_equal(some.train[0][0], found[0].train[12][0])
 
+    with pytest.raises(UsageError, match="it is empty"):
+        datasets.load("tiny_shapes", str(tmp_path), "train", "test[:0]")
+
     (path,) = tmp_path.rglob("*train.tfrecord*")
     whole = path.read_bytes()
     for broken in (whole[:-1], whole + b"\0", whole[:3], b"\xff" * 20):
         path.write_bytes(broken)
         with pytest.raises(UsageError, match=r"train.tfrecord.*cut short"):
             datasets.load("tiny_shapes", str(tmp_path), "train", None)
+    path.unlink()
+    with pytest.raises(UsageError, match="No such file"):
+        datasets.load("tiny_shapes", str(tmp_path), "train", None)
 
 
 def test_a_broken_image_is_named() -> None:

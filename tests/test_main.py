@@ -42,6 +42,7 @@ def test_a_run_from_beginning_to_end(tmp_path: pathlib.Path) -> None:
     again = runs.run(*flags)
     assert "resumed after step 20" in again
     assert "already trained to its last step" in again
+    assert f"test accuracy {test[-1]['top1']:.2%} on 360 images" in again
     assert runs.records(tmp_path) == [
         {k: v for k, v in line.items() if k not in runs.TIMINGS} for line in lines
     ]
@@ -59,6 +60,11 @@ def test_a_run_from_beginning_to_end(tmp_path: pathlib.Path) -> None:
         (["--image_size=16"], "--image_size=16 is too small for vgg16; its least size is 32"),
         (["--arch=vgg16", "--bn=sync"], "--bn=sync: vgg16 has no batch normalisation"),
         (["--process_id=0"], "go together; give all or none"),
+        (
+            ["--coordinator_address=host", "--num_processes=2", "--process_id=0"],
+            "--coordinator_address=host: expected host:port",
+        ),
+        (["--arch=resnet18", "--batch_size=4"], "more than one value per channel"),
         (["--epochs=many"], "--epochs"),
         (["--workdir=pyproject.toml"], "--workdir=pyproject.toml"),
     ],
@@ -95,6 +101,17 @@ def test_a_signal_saves_and_tells_how_to_resume(
     assert f"resumed after step {stopped[0]}" in resumed
     steps = [record["step"] for record in runs.records(tmp_path, "train")]
     assert steps == list(range(5, 401, 5))
+
+
+def test_a_run_stopped_before_an_evaluation_makes_up_for_it(tmp_path: pathlib.Path) -> None:
+    """As a signal in mid-evaluation leaves it: the state is saved, the results are not there."""
+    flags = (*LENET, "--steps=20", "--eval_every=10", f"--workdir={tmp_path}")
+    runs.run(*flags)
+    whole = runs.records(tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert "test accuracy" in runs.run(*flags)
+    assert runs.records(tmp_path) == whole
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])

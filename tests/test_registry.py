@@ -94,6 +94,8 @@ def test_an_unknown_name_lists_the_nearest() -> None:
 def test_an_unknown_argument_lists_what_there_is() -> None:
     with pytest.raises(TypeError, match=r"resnet18 has no argument classes; it has .*num_classes"):
         flaxcnn.create_model("resnet18", classes=3)
+    with pytest.raises(TypeError, match="has no argument min_size"):  # a constant, no argument
+        flaxcnn.create_model("resnet18", min_size=3)
 
 
 def test_train_has_no_default() -> None:

@@ -40,17 +40,19 @@ def test_killed_at_any_step_a_run_ends_the_same(devices: int, tmp_path: pathlib.
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     runs.run(*FLAGS, f"--workdir={whole}", devices=devices)
     victim = runs.start(*FLAGS, f"--workdir={killed}", devices=devices)
-    runs.kill_after(victim, killed, step=random.randrange(5, 22))
-    runs.run(*FLAGS, f"--workdir={killed}", devices=devices)
+    runs.kill_after(victim, killed, step=random.randrange(9, 20))
+    said = runs.run(*FLAGS, f"--workdir={killed}", devices=devices)
+    assert "resumed after step" in said
     assert_same_run(whole, killed)
 
 
-def run_both(*flags: str) -> None:
-    """Two processes of four devices each, to their end."""
+def run_both(*flags: str) -> str:
+    """Two processes of four devices each, to their end; what they print."""
     both = [runs.start(*flags, *member, devices=4) for member in runs.cluster(2)]
-    for process in both:
-        out, err = process.communicate(timeout=300)
+    said = [process.communicate(timeout=400) for process in both]
+    for process, (out, err) in zip(both, said, strict=True):
         assert process.returncode == 0, out + err[-4000:]
+    return "".join(out for out, _ in said)
 
 
 def test_two_processes_killed_end_the_same(tmp_path: pathlib.Path) -> None:
@@ -59,10 +61,10 @@ def test_two_processes_killed_end_the_same(tmp_path: pathlib.Path) -> None:
     first, second = (
         runs.start(*FLAGS, *member, f"--workdir={killed}", devices=4) for member in runs.cluster(2)
     )
-    runs.kill_after(first, killed, step=random.randrange(5, 22))
+    runs.kill_after(first, killed, step=random.randrange(9, 20))
     second.kill()
     second.communicate()
-    run_both(*FLAGS, f"--workdir={killed}")
+    assert "resumed after step" in run_both(*FLAGS, f"--workdir={killed}")
     assert_same_run(whole, killed)
 
 

@@ -126,24 +126,52 @@ class Dropping(nn.Module):
         return nn.Dense(10)(x)
 
 
-def test_dropout_differs_between_steps_but_not_between_runs() -> None:
+def test_evaluation_ends_when_told_to_stop() -> None:
+    _, _, eval_step, current = make(PLAN)
+    batches = [{**random_batch(16, PLAN, seed), "mask": np.ones(16, bool)} for seed in range(6)]
+    asked = []
+
+    def told() -> bool:
+        asked.append(None)
+        return len(asked) > 2
+
+    assert steps.evaluate(eval_step, current, steps.on_devices(batches), told) is None
+    assert len(asked) == 5  # two were on their way
+
+
+def test_dropout_differs_between_steps_and_devices_but_not_between_runs() -> None:
     plan = dataclasses.replace(PLAN, learning_rate=1e-30)
     image = random_batch(1, plan)
     batch = {name: np.repeat(value, 8, axis=0) for name, value in image.items()}  # one per device
     optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
     step = steps.make_train_step(Dropping(), optimiser, plan, MEAN_AND_STD, 10)
     train_step = steps.train_over_devices(step)
-    runs = []
-    for _ in range(2):
-        current = state.create_state(Dropping(), plan, optimiser)
-        current = jax.device_put(current, steps.replicated())
-        losses = []
+
+    def losses(batch: dict[str, np.ndarray]) -> list[float]:
+        created = state.create_state(Dropping(), plan, optimiser)
+        current = jax.device_put(created, steps.replicated())
+        found = []
         for _ in range(3):
             current, metrics = train_step(current, sent(batch))
-            losses.append(float(metrics["loss"]))
-        runs.append(losses)
-    assert runs[0] == runs[1]
-    assert len(set(runs[0])) == 3
+            found.append(float(metrics["loss"]))
+        return found
+
+    assert losses(batch) == losses(batch)
+    assert len(set(losses(batch))) == 3
+    # Each device has a mask of its own: the loss is the mean of eight different ones.
+    created = state.create_state(Dropping(), plan, optimiser)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(plan.seed), 0), 0)
+    alone = []
+    for device in range(8):
+        logits = Dropping().apply(
+            {"params": created.params},
+            steps.normalised(jnp.asarray(image["image"]), MEAN_AND_STD),
+            train=True,
+            rngs={"dropout": jax.random.fold_in(key, device)},
+        )
+        alone.append(optax.softmax_cross_entropy_with_integer_labels(logits, image["label"])[0])
+    assert len({float(loss) for loss in alone}) == 8
+    assert losses(batch)[0] == pytest.approx(float(np.mean(alone)), rel=1e-5)
 
 
 def test_lecun_head_starts_dense_layers_alone_afresh() -> None:
@@ -165,9 +193,10 @@ def test_what_the_network_lacks_is_refused() -> None:
     from train.errors import UsageError
 
     for change, message in (
-        ({"bn": "sync"}, "lenet5 has no .*norm|no batch normalisation"),
-        ({"dropout_rate": 0.5}, "lenet5 has no argument dropout_rate"),
-        ({"arch": "vgg11", "bn": "sync"}, "vgg11 has no batch normalisation"),
+        ({"bn": "sync"}, "--bn=sync: lenet5 has no batch normalisation"),
+        ({"dropout_rate": 0.5}, "--dropout_rate: lenet5 has no argument dropout_rate"),
+        ({"arch": "vgg11", "bn": "sync"}, "--bn=sync: vgg11 has no batch normalisation"),
+        ({"arch": "resnet18", "batch_size": 1}, "more than one value per channel"),
     ):
         with pytest.raises(UsageError, match=message):
             state.create_model(dataclasses.replace(PLAN, **change), 1)

@@ -45,8 +45,7 @@ def pad_and_crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def random_resized_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """A rectangle of 8 to 100 % of the area and 3:4 to 4:3 in shape, resized to a square.
 
-    Szegedy et al. 2014 (arXiv:1409.4842), section 6; ten tries, then the central square, as
-    torchvision's RandomResizedCrop.
+    Szegedy et al. 2014 (arXiv:1409.4842), section 6; ten tries, and then the central square.
     """
     height, width = image.shape[:2]
     for _ in range(10):

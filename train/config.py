@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
@@ -136,8 +137,8 @@ def _one_line(box: str) -> str:
     """tyro's first sentence: what it draws in a box down to the first rule, on one line."""
     words: list[str] = []
     for line in box.splitlines()[1:]:
-        text = line.strip("│╭╮╰╯ ")
-        if text.startswith("─"):
+        text = line.strip("│╭╮╰╯|+ ")
+        if text.startswith(("─", "---")):  # the second where the terminal has ASCII alone
             break
         words += text.split()
     return " ".join(words)
@@ -167,11 +168,14 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         f"--batch_size={batch_size} cannot be shared equally by {devices} devices; "
         f"try {max(1, round(batch_size / devices)) * devices}",
     )
+    for name, value in dataclasses.asdict(recipe).items():
+        _require(not isinstance(value, float) or math.isfinite(value), f"--{name} must be finite")
     steps_per_epoch = len(dataset.train) / batch_size
     steps = _given(config.steps, round(recipe.epochs * steps_per_epoch))
     plan = Plan(
         arch=config.arch,
         dataset=dataset.name,
+        data_origin=dataset.origin,
         train_examples=len(dataset.train),
         test_examples=len(dataset.test),
         num_classes=len(dataset.class_names),
@@ -235,7 +239,7 @@ def _image_size(config: Config, dataset: Dataset, family: str) -> int:
 def _check_ranges(plan: Plan, config: Config, devices: int) -> None:
     """One line for each number that makes no sense."""
     _require(plan.steps >= 1, f"{plan.steps} steps: --epochs or --steps must give at least one")
-    _require(plan.learning_rate > 0, "--learning_rate must be above 0")
+    _require(0 < plan.learning_rate < math.inf, "--learning_rate must be above 0, and finite")
     _require(0 <= plan.momentum < 1, "--momentum must be at least 0 and below 1")
     _require(plan.weight_decay >= 0, "--weight_decay must be at least 0")
     _require(0 <= plan.label_smoothing < 1, "--label_smoothing must be at least 0 and below 1")

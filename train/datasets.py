@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import pathlib
+import re
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -50,6 +51,7 @@ class Dataset:
     """Images to train on and images to test on."""
 
     name: str
+    origin: str  # which data, exactly: version and splits
     train: Source
     test: Source
     class_names: Sequence[str]
@@ -59,12 +61,17 @@ class Dataset:
     @property
     def mirrors(self) -> bool:
         """Whether a mirrored image still shows its class."""
-        return self.name not in _NOT_MIRRORED
+        return self._base_name not in _NOT_MIRRORED
 
     @property
     def mean_and_std(self) -> tuple[Sequence[float], Sequence[float]]:
         """Of each channel, images scaled to [0, 1]."""
-        return _STATISTICS.get(self.name, _IMAGENET if self.channels == 3 else _GREY)
+        return _STATISTICS.get(self._base_name, _IMAGENET if self.channels == 3 else _GREY)
+
+    @property
+    def _base_name(self) -> str:
+        """Without TFDS's configuration and version: "emnist" for "emnist/letters:3.1.0"."""
+        return re.split("[/:]", self.name)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +97,16 @@ def load(name: str, data_dir: str | None, train_split: str, test_split: str | No
     """
     if data_dir is not None and not pathlib.Path(data_dir).is_dir():
         raise UsageError(f"--data_dir={data_dir}: no such directory")
-    if name == "digits":
-        return _digits()
-    if name == "fashion_mnist" and not _is_prepared(name, data_dir):
-        return _fashion_mnist()
-    return _tfds(name, data_dir, train_split, test_split)
+    embedded = {"digits": _digits}
+    if not _is_prepared("fashion_mnist", data_dir):
+        embedded["fashion_mnist"] = _fashion_mnist
+    if name not in embedded:
+        return _tfds(name, data_dir, train_split, test_split)
+    if train_split != "train" or test_split is not None:
+        raise UsageError(
+            f"--train_split and --test_split are for TFDS data sets; {name} has its own"
+        )
+    return embedded[name]()
 
 
 def _digits() -> Dataset:
@@ -108,6 +120,7 @@ def _digits() -> Dataset:
     is_test[by_class[::5]] = True
     return Dataset(
         name="digits",
+        origin="scikit-learn",
         train=ArraySource(images[~is_test], digits.target[~is_test]),
         test=ArraySource(images[is_test], digits.target[is_test]),
         class_names=[str(name) for name in digits.target_names],
@@ -132,6 +145,7 @@ def _fashion_mnist() -> Dataset:
     ]
     return Dataset(
         name="fashion_mnist",
+        origin="idx files",
         train=sources[0],
         test=sources[1],
         class_names=_FASHION_MNIST_CLASSES,
@@ -167,8 +181,14 @@ def _tfds(name: str, data_dir: str | None, train_split: str, test_split: str | N
             f"--dataset={name} is not prepared under --data_dir={data_dir}; known without TFDS: "
             "digits, fashion_mnist"
         )
-    builder = tfds.builder(name, data_dir=data_dir)
-    image_key, label_key = builder.info.supervised_keys or ("image", "label")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"--dataset={name} under --data_dir={data_dir}: {reason}") from None
+    if not builder.info.splits:
+        raise UsageError(f"--dataset={name} under --data_dir={data_dir} has no prepared split")
+    image_key, label_key = (builder.info.supervised_keys or ("image", "label"))[:2]
     features = dict(builder.info.features)
     image, label = features.get(image_key), features.get(label_key)
     if not isinstance(image, tfds.features.Image) or not isinstance(
@@ -190,7 +210,11 @@ def _tfds(name: str, data_dir: str | None, train_split: str, test_split: str | N
                 )
             else:
                 examples = builder.as_data_source(split, decoders=decoders)
-        except (ValueError, KeyError, NotImplementedError) as error:
+            if not len(examples):
+                raise ValueError("it is empty")
+        except (OSError, ValueError, KeyError, NotImplementedError) as error:
+            if isinstance(error, UsageError):
+                raise
             splits = ", ".join(builder.info.splits)
             reason = str(error).splitlines()[0]
             raise UsageError(
@@ -198,23 +222,24 @@ def _tfds(name: str, data_dir: str | None, train_split: str, test_split: str | N
             ) from None
         return TfdsSource(examples, image_key, label_key, channels)
 
+    test_split = test_split or _labelled_test_split(builder, source)
     return Dataset(
         name=name,
+        origin=f"{builder.info.full_name}, {train_split} and {test_split}",
         train=source(train_split),
-        test=source(test_split) if test_split else _labelled_test_source(builder, source),
+        test=source(test_split),
         class_names=label.names,
         channels=channels,
         small=max(height or 224, width or 224) <= _SMALL_PIXELS,
     )
 
 
-def _labelled_test_source(builder: Any, source: Callable[[str], Source]) -> Source:
+def _labelled_test_split(builder: Any, source: Callable[[str], Source]) -> str:
     """The test split; or validation, where there is no test split or its labels are kept back."""
     splits = [split for split in ("test", "validation") if split in builder.info.splits]
     for split in splits:
-        candidate = source(split)
-        if candidate[0][1] >= 0:  # ImageNet's test labels are all -1
-            return candidate
+        if source(split)[0][1] >= 0:  # ImageNet's test labels are all -1
+            return split
     raise UsageError(
         f"--dataset={builder.name} has no labelled test or validation split but "
         f"{', '.join(builder.info.splits)}; name one: --train_split='train[:90%]' "

@@ -25,7 +25,10 @@ def main(config: Config) -> int:
     writes = jax.process_index() == 0
     say = print if writes else lambda line: None
     dataset = datasets.load(config.dataset, config.data_dir, config.train_split, config.test_split)
-    plan = make_plan(config, dataset, devices, accelerated=jax.default_backend() != "cpu")
+    accelerated = jax.default_backend() != "cpu"
+    plan = make_plan(config, dataset, devices, accelerated)
+    if accelerated and plan.precision == "float32":  # by default they round what they multiply
+        jax.config.update("jax_default_matmul_precision", "highest")
     steps_per_epoch = plan.train_examples / plan.batch_size
     eval_every = config.eval_every or max(round(steps_per_epoch), 100)
     log_every = config.log_every or min(max(round(steps_per_epoch / 10), 10), 100)
@@ -57,29 +60,50 @@ def main(config: Config) -> int:
         first_step = int(current.step)
         if first_step:
             say(f"resumed after step {first_step}")
+        results = metrics.results_at(first_step, config.workdir)
         write = stack.enter_context(metrics.run_log(config.workdir if writes else None, first_step))
+        progress = stack.enter_context(metrics.Progress(first_step, plan.steps, shown=writes))
+        clock = metrics.Clock()
+
+        def evaluate(step: int, current: state.TrainState) -> dict[str, float] | None:
+            with clock.paused(current):
+                shares = data.evaluation_batches(dataset.test, plan, config.read_threads)
+                found = steps.evaluate(
+                    eval_step, current, steps.on_devices(shares), told=interrupts.noted
+                )
+            if found is not None:
+                record = {"split": "test", "step": step, **found}
+                progress.test(record)
+                write(record)
+            return found
 
         # ---------------------------------------------------------------------------------- loop
-        progress = stack.enter_context(metrics.Progress(first_step, plan.steps, shown=writes))
         batches = steps.on_devices(
             data.training_batches(dataset.train, plan, first_step, config.read_threads)
         )
         in_flight: collections.deque[jax.Array] = collections.deque()
-        results: dict[str, float] = {}
-        stop = False
-        clock = metrics.Clock()
-        for step in range(first_step + 1, plan.steps + 1):
+        step, stop = first_step, False
+        is_due = first_step > 0 and (first_step % eval_every == 0 or first_step == plan.steps)
+        if is_due and results is None:  # the run was stopped while it evaluated
+            results = evaluate(first_step, current)
+            stop = results is None
+        while step < plan.steps and not stop:
+            step += 1
             last = step == plan.steps
             with clock.waiting_for_data():
                 batch = next(batches)
-            batch["stop"] = steps.told_to_stop(interrupts.signal is not None)
+            batch["stop"] = steps.told_to_stop(interrupts.noted())
             current, result = train_step(current, batch)
             in_flight.append(result["stop"])
             if len(in_flight) > 2:  # more of them can hang in the all-reduce of host devices
                 stop = bool(jax.device_get(in_flight.popleft()))
             if step == first_step + 1:
                 jax.block_until_ready(current)
-                progress.say(f"first step, compilation included: {clock.restart():.1f} s")
+                progress.say(f"first step, compilation included: {clock.seconds:.1f} s")
+                if (
+                    step % log_every and not last
+                ):  # a log line of this step alone has to have its time
+                    clock.restart()
             progress.advance()
 
             if step % log_every == 0 or last:
@@ -94,30 +118,24 @@ def main(config: Config) -> int:
 
             evaluated, is_best = step % eval_every == 0 or last, False
             if evaluated:
-                with clock.paused():
-                    shares = data.evaluation_batches(dataset.test, plan, config.read_threads)
-                    results = steps.evaluate(eval_step, current, steps.on_devices(shares))
-                record = {"split": "test", "step": step, **results}
-                progress.test(record)
-                write(record)
-                is_best = results["top1"] > best
-                best = max(best, results["top1"])
+                results = evaluate(step, current)
+                stop = stop or results is None
+                is_best = results is not None and results["top1"] > best
+                best = max(best, results["top1"]) if results else best
 
             if checkpoints and (step % config.checkpoint_every == 0 or is_best or last or stop):
-                with clock.paused():
+                with clock.paused(current):
                     checkpoints.save(current, results if evaluated else None)
-            if stop:
-                break
 
     # ----------------------------------------------------------------------------------------- end
     if stop:
         after = f"stopped after step {step} of {plan.steps}; "
         say(after + ("the same command resumes" if checkpoints else "nothing saved: no --workdir"))
         return 128 + (interrupts.signal or signal.SIGTERM)
-    if results:
-        say(f"test accuracy {results['top1']:.2%} on {results['n']} images")
-    else:
+    if first_step == plan.steps:
         say("already trained to its last step; another --workdir starts afresh")
+    if results is not None:
+        say(f"test accuracy {results['top1']:.2%} on {results['n']} images")
     return 0
 
 

@@ -13,6 +13,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from train.errors import UsageError
 from train.plan import Plan
 from train.state import TrainState
 
@@ -26,17 +27,19 @@ class Clock:
     def __init__(self) -> None:
         self.restart()
 
-    def restart(self) -> float:
-        """Begins a lap; returns the seconds of the one that ends."""
-        now = time.perf_counter()
-        seconds = now - getattr(self, "_started", now)
-        self._started, self._waited, self._steps = now, 0.0, 0
-        return seconds
+    def restart(self) -> None:
+        """Begins a lap without a step."""
+        self._started, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Of the lap so far."""
+        return time.perf_counter() - self._started
 
     def lap(self) -> tuple[float, float]:
         """Steps per second since the last lap, and the share of it spent waiting for data."""
-        steps, waited = self._steps, self._waited
-        seconds = self.restart()
+        steps, waited, seconds = self._steps, self._waited, self.seconds
+        self.restart()
         return steps / seconds, waited / seconds
 
     @contextlib.contextmanager
@@ -48,8 +51,9 @@ class Clock:
         self._steps += 1
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time in here is not training's: evaluation, checkpoints."""
+    def paused(self, state: TrainState) -> Iterator[None]:
+        """Time in here is not training's, which goes on until `state` is there."""
+        jax.block_until_ready(state)
         entered = time.perf_counter()
         yield
         self._started += time.perf_counter() - entered
@@ -83,11 +87,15 @@ def run_log(workdir: str | None, step: int) -> Iterator[Callable[[Record], None]
         yield lambda record: None
         return
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    cut_back(path, step)
-    with (
-        path.open("a", encoding="utf-8") as lines,
-        SummaryWriter(f"{workdir}/tensorboard", purge_step=step + 1) as events,
-    ):
+    with contextlib.ExitStack() as stack:
+        try:
+            cut_back(path, step)
+            lines = stack.enter_context(path.open("a", encoding="utf-8"))
+            events = stack.enter_context(
+                SummaryWriter(f"{workdir}/tensorboard", purge_step=step + 1)
+            )
+        except OSError as error:
+            raise UsageError(f"--workdir={workdir}: {error}") from None
 
         def write(record: Record) -> None:
             lines.write(json.dumps(record) + "\n")
@@ -106,6 +114,16 @@ def read_records(path: pathlib.Path) -> list[Record]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def results_at(step: int, workdir: str | None) -> dict[str, float] | None:
+    """The results of the evaluation after that step; None if there was none."""
+    if workdir is None:
+        return None
+    for record in read_records(pathlib.Path(workdir) / "metrics.jsonl"):
+        if record["split"] == "test" and record["step"] == step:
+            return {name: record[name] for name in ("loss", "top1", "top5", "n")}
+    return None
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:

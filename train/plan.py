@@ -12,6 +12,7 @@ class Plan:
 
     arch: str
     dataset: str
+    data_origin: str  # version and splits
     train_examples: int
     test_examples: int
     num_classes: int

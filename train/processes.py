@@ -24,15 +24,24 @@ def join_cluster(
         raise UsageError(
             "--coordinator_address, --num_processes and --process_id go together; give all or none"
         )
+    host, _, port = (coordinator_address or "localhost:1").rpartition(":")
+    if not (host and port.isdecimal()):
+        raise UsageError(f"--coordinator_address={coordinator_address}: expected host:port")
     try:
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
         if any(given):
-            raise UsageError(f"cannot join {coordinator_address}: {error}") from None
+            raise UsageError(f"cannot join {coordinator_address}: {_one_line(error)}") from None
         # JAX found no cluster; or, as in a notebook, it is at work and too late to join one.
         alone = ("coordinator_address should be defined", "must be called before any JAX calls")
         if not any(reason in str(error) for reason in alone):
-            raise UsageError(f"cannot join the cluster that JAX found: {error}") from None
+            raise UsageError(
+                f"cannot join the cluster that JAX found: {_one_line(error)}"
+            ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class Interrupts:
@@ -52,6 +61,10 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def noted(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)

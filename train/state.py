@@ -52,18 +52,34 @@ def create_model(plan: Plan, devices: int) -> nn.Module:
     }
     if plan.dropout_rate is not None:
         arguments["dropout_rate"] = plan.dropout_rate
-    if plan.bn != "local":
-        size = plan.bn_group_size(devices)
-        groups = [list(range(i, i + size)) for i in range(0, devices, size)]
-        arguments["norm"] = partial(BatchNorm, axis_name=AXIS, axis_index_groups=groups)
+    group = plan.bn_group_size(devices)
     try:
         model = flaxcnn.create_model(plan.arch, **arguments)
-        shapes = jax.eval_shape(partial(_init, model, plan), jax.random.key(0))
-    except (TypeError, ValueError) as error:
+        variables = jax.eval_shape(partial(_init, model, plan), jax.random.key(0))
+        _check_training(model, plan, variables, images=plan.batch_size // devices * group)
+    except TypeError as error:
+        raise UsageError(f"--dropout_rate: {error}") from None
+    except ValueError as error:
         raise UsageError(str(error)) from None
-    if plan.bn != "local" and "batch_stats" not in shapes:
+    if plan.bn == "local":
+        return model
+    if "batch_stats" not in variables:
         raise UsageError(f"--bn={plan.bn}: {plan.arch} has no batch normalisation")
-    return model
+    groups = [list(range(i, i + group)) for i in range(0, devices, group)]
+    return model.clone(norm=partial(BatchNorm, axis_name=AXIS, axis_index_groups=groups))
+
+
+def _check_training(model: nn.Module, plan: Plan, variables: Any, images: int) -> None:
+    """Traces training on as many images as share their batch statistics, which may be too few."""
+    batch = jax.ShapeDtypeStruct(
+        (images, plan.image_size, plan.image_size, plan.channels), jnp.float32
+    )
+    rngs = {"dropout": jax.random.key(0)}
+    jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"], rngs=rngs),
+        variables,
+        batch,
+    )
 
 
 def create_state(

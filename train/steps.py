@@ -42,7 +42,8 @@ def make_train_step(
     seed = plan.seed
 
     def loss_fn(params: Any, state: TrainState, batch: Arrays) -> tuple[jax.Array, Any]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        # Folded once more than the keys of the initial weights, so that none is used twice.
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), 0)
         logits, updates = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             normalised(batch["image"], mean_and_std),
@@ -81,8 +82,9 @@ def make_train_step(
 def make_eval_step(model: nn.Module, mean_and_std: MeanAndStd) -> EvalStep:
     """(state, batch) -> sums over the batch of all devices, for `over_devices`.
 
-    batch: {"image": uint8 [b, S, S, C], "label": int32 [b], "mask": bool [b]}; what is masked out
-    counts for nothing. Returns loss, top1, top5 (the best five, or all where there are fewer), n.
+    batch: {"image": uint8 [b, S, S, C], "label": int32 [b], "mask": bool [b], "stop": bool []};
+    what is masked out counts for nothing. Returns loss, top1, top5 (the best five, or all where
+    there are fewer), n, and stop, how many devices were told to stop.
     """
 
     def eval_step(state: TrainState, batch: Arrays) -> Arrays:
@@ -99,6 +101,7 @@ def make_eval_step(model: nn.Module, mean_and_std: MeanAndStd) -> EvalStep:
                 "top1": jnp.sum(hits[:, 0], where=mask),
                 "top5": jnp.sum(hits.any(-1), where=mask),
                 "n": jnp.sum(mask),
+                "stop": batch["stop"].astype(jnp.int32),
             },
             AXIS,
         )
@@ -157,17 +160,29 @@ def told_to_stop(stop: bool) -> jax.Array:
 
 
 # ---------------------------------------------------------------------------------- evaluation
-def evaluate(eval_step: EvalStep, state: TrainState, batches: Iterable[Arrays]) -> dict[str, float]:
-    """Mean loss, top1 and top5 as shares of one, and n, how many examples were counted."""
+def evaluate(
+    eval_step: EvalStep,
+    state: TrainState,
+    batches: Iterable[Arrays],
+    told: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Mean loss, top1 and top5 as shares of one, and n, how many examples were counted.
+
+    None, on every process, as soon as one process is `told` to stop.
+    """
     sums: collections.Counter[str] = collections.Counter()
     running: collections.deque[Arrays] = collections.deque()
     for batch in batches:
-        running.append(eval_step(state, batch))
+        running.append(eval_step(state, {**batch, "stop": told_to_stop(told())}))
         if len(running) > 2:
             sums.update(_as_numbers(running.popleft()))
+        if sums["stop"]:
+            return None
     for result in running:
         sums.update(_as_numbers(result))
     n = sums["n"]
+    if sums["stop"]:
+        return None
     return {**{name: sums[name] / n for name in ("loss", "top1", "top5")}, "n": n}
 
 
