@@ -192,6 +192,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> None:
     """Times, prints, writes."""
     options = parse_arguments()
+    if options.out:  # before the minutes that it is to hold
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()[0]
     timings = time_in_turns(
         contestants(options), rounds=options.rounds, round_seconds=options.round_seconds

@@ -1,0 +1,92 @@
+"""Writes the README's tables: `python -m benchmarks.readme_tables README.md`.
+
+Each stands between `<!-- NAME: by benchmarks.readme_tables -->` and `<!-- /NAME -->`.
+"""
+
+import argparse
+import collections
+import csv
+import inspect
+import pathlib
+import statistics
+
+import jax
+import jax.numpy as jnp
+
+import flaxcnn
+from flaxcnn.registry import FAMILIES
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+# ---------------------------------------------------------------------------------------- models
+def models() -> str:
+    """One row per paper: its networks with their millions of parameters, their least image."""
+    rows = ["| paper | networks (million parameters) | least image |", "|---|---|---|"]
+    for module in FAMILIES.values():
+        title = (inspect.getdoc(module) or "").splitlines()[0].rstrip(".")
+        networks = ", ".join(
+            f"`{name}` ({_parameters(name, module.NETWORK.min_size) / 1e6:.3g})"
+            for name in module.VARIANTS
+        )
+        least = module.NETWORK.min_size
+        rows.append(f"| {title} | {networks} | {least}x{least} |")
+    return "\n".join(rows)
+
+
+def _parameters(name: str, least_size: int) -> int:
+    """Parameters for 1000 classes of RGB images; LeNet: for its ten classes of grey ones."""
+    model = flaxcnn.create_model(name)
+    side, channels = max(32, least_size), 1 if name.startswith("lenet") else 3
+    images = jnp.zeros((1, side, side, channels))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+# ------------------------------------------------------------------------------ beside torchvision
+def versus_torchvision() -> str:
+    """One row per result file: medians of the step, and their ratio in pairs to the best torch."""
+    rows = [
+        "| float32 training step | flaxcnn, ms | plain linen, ms | torch, ms | ratio | rounds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("versus_torchvision_*.csv")):
+        times: dict[str, list[float]] = collections.defaultdict(list)
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                times[row["contestant"]].append(float(row["step_ms"]))
+        what = f"{row['arch']}, {row['image_size']} px, batch {row['batch_size']}"
+        torch = min(
+            (name for name in times if name.startswith("torch")), key=lambda n: _median(times[n])
+        )
+        ratio = _median([a / b for a, b in zip(times["flaxcnn"], times[torch], strict=True)])
+        cells = [f"{_median(times[name]):.0f}" for name in ("flaxcnn", "flaxcnn, plain", torch)]
+        rows.append(f"| {what} | {' | '.join(cells)} | {ratio:.2f} | {len(times[torch])} |")
+    return "\n".join(rows)
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+TABLES = {"models": models, "versus_torchvision": versus_torchvision}
+
+
+def main() -> None:
+    """Replaces what stands between the marks of the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("readme", type=pathlib.Path, help="the file that holds the marks")
+    path = parser.parse_args().readme
+    text = path.read_text(encoding="utf-8")
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: by benchmarks.readme_tables -->", f"<!-- /{name} -->"
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found_begin and found_end):
+            parser.error(f"{path} lacks the lines {begin} and {end}")
+        text = f"{before}{begin}\n{table()}\n{end}{after}"
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
