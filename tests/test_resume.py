@@ -18,10 +18,10 @@ FLAGS = (
     "--arch=resnet18",
     "--image_size=8",
     "--batch_size=32",
-    "--steps=24",
+    "--steps=18",
     "--log_every=3",
-    "--eval_every=10",
-    "--checkpoint_every=4",
+    "--eval_every=9",
+    "--checkpoint_every=5",
 )
 
 
@@ -40,7 +40,7 @@ def test_killed_at_any_step_a_run_ends_the_same(devices: int, tmp_path: pathlib.
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     runs.run(*FLAGS, f"--workdir={whole}", devices=devices)
     victim = runs.start(*FLAGS, f"--workdir={killed}", devices=devices)
-    runs.kill_after(victim, killed, step=random.randrange(9, 20))
+    runs.kill_after(victim, killed, step=random.randrange(8, 16))
     said = runs.run(*FLAGS, f"--workdir={killed}", devices=devices)
     assert "resumed after step" in said
     assert_same_run(whole, killed)
@@ -61,7 +61,7 @@ def test_two_processes_killed_end_the_same(tmp_path: pathlib.Path) -> None:
     first, second = (
         runs.start(*FLAGS, *member, f"--workdir={killed}", devices=4) for member in runs.cluster(2)
     )
-    runs.kill_after(first, killed, step=random.randrange(9, 20))
+    runs.kill_after(first, killed, step=random.randrange(8, 16))
     second.kill()
     second.communicate()
     assert "resumed after step" in run_both(*FLAGS, f"--workdir={killed}")
