@@ -98,4 +98,5 @@ def test_adaptive_avg_pool(size: tuple[int, int]) -> None:
 def test_global_avg_pool_sums_bfloat16_in_float32() -> None:
     x = jnp.asarray(random_maps(1, 64, 64, 2) + 100, jnp.bfloat16)
     expected = np.asarray(x, "float64").mean((1, 2))
+    # The result alone is rounded to bfloat16's eight bits, not its 4,096 summands' total.
     np.testing.assert_allclose(pooling.global_avg_pool(x).astype("float32"), expected, rtol=2**-8)

@@ -68,6 +68,7 @@ def test_a_step_is_one_of_gradient_descent() -> None:
     for old, new, gradient in zip(
         *map(jax.tree.leaves, (before.params, after.params, gradients)), strict=True
     ):
+        # Float32; the mean over eight devices sums in another order.
         np.testing.assert_allclose(new, old - plan.learning_rate * gradient, atol=1e-6)
 
 
