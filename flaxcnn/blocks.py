@@ -5,6 +5,8 @@ of them begins, trains and ends as torchvision's does.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,18 +73,44 @@ def dense(
     *,
     kernel_init: Initializer,
     bias_init: Initializer = nn.initializers.zeros,
+    copies: int = 1,
     dtype: DTypeLike,
     name: str,
 ) -> nn.Dense:
-    """A fully connected layer with its parameters in at least float32."""
+    """A fully connected layer with its parameters in at least float32.
+
+    `copies` says that the inputs [N, C] are that many copies of their first [N, C / copies], as
+    adaptive pooling makes of a map with one value. Then it is enough to multiply those with the sum
+    of the kernel's parts: the same result for a fraction of the work.
+    """
     return nn.Dense(
         features,
         kernel_init=kernel_init,
         bias_init=bias_init,
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
+        dot_general=jax.lax.dot_general if copies == 1 else partial(_dot_of_copies, copies),
         name=name,
     )
+
+
+def _dot_of_copies(
+    copies: int, x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any
+) -> jax.Array:
+    """`dot_general` of [N, C] and [C, F] for `dense`.
+
+    The sum is a product with ones: XLA's CPU reduction over the leading axis took 40 times as long
+    (411 MB: 700 ms against 15 ms).
+    """
+    parts = kernel.reshape(copies, -1)
+    total = jnp.matmul(
+        jnp.ones((1, copies), kernel.dtype),
+        parts,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=at_least_float32(kernel.dtype),
+    )
+    total = total.astype(kernel.dtype).reshape(-1, kernel.shape[1])
+    return jax.lax.dot_general(x[:, : len(total)], total, *arguments, **options)
 
 
 class BatchNorm(nn.Module):

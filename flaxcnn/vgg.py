@@ -13,6 +13,7 @@ Deviations from the paper, all torchvision's:
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -57,11 +58,12 @@ class VGG(nn.Module):
         blocks.check_image_size(x, self.min_size, "VGG")
         x = x.astype(self.dtype)  # [N, 224, 224, 3]
         x = self._features(x, train)  # [N, 7, 7, 512]
+        copies = 49 if x.shape[1:3] == (1, 1) else 1  # of what images below 64x64 leave
         x = pooling.adaptive_avg_pool(x, 7)
         x = x.reshape(x.shape[0], -1)  # [N, 25088]
         if self.num_classes == 0:
             return x
-        return self._classifier(x, train)
+        return self._classifier(x, copies, train)
 
     def _features(self, x: jax.Array, train: bool) -> jax.Array:
         index = 0  # torchvision numbers every convolution, norm, ReLU and pool in one sequence
@@ -81,13 +83,16 @@ class VGG(nn.Module):
             index += 1
         return x
 
-    def _classifier(self, x: jax.Array, train: bool) -> jax.Array:
+    def _classifier(self, x: jax.Array, copies: int, train: bool) -> jax.Array:
         init = nn.initializers.normal(0.01)  # torchvision; the paper's variance is 0.01
-        for name in ("classifier_0", "classifier_3"):
-            x = nn.relu(blocks.dense(4096, kernel_init=init, dtype=self.dtype, name=name)(x))
-            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        dense = partial(blocks.dense, kernel_init=init)
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        x = nn.relu(dense(4096, copies=copies, dtype=self.dtype, name="classifier_0")(x))
+        x = dropout(x)
+        x = nn.relu(dense(4096, dtype=self.dtype, name="classifier_3")(x))
+        x = dropout(x)
         wide = blocks.at_least_float32(self.dtype)
-        return blocks.dense(self.num_classes, kernel_init=init, dtype=wide, name="classifier_6")(x)
+        return dense(self.num_classes, dtype=wide, name="classifier_6")(x)
 
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcnn.blocks import BatchNorm, uniform_fan_in
+from flaxcnn.blocks import BatchNorm, dense, uniform_fan_in
 
 X = np.random.default_rng(0).normal(3.0, 2.0, size=(4, 5, 6, 7)).astype("float32")
 FRESH = {"mean": np.zeros(7, "float32"), "var": np.ones(7, "float32")}
@@ -97,3 +97,29 @@ def test_uniform_fan_in_fills_its_interval() -> None:
     draws = uniform_fan_in(25)(jax.random.key(0), (10_000,))
     assert -0.2 <= float(draws.min()) < -0.199
     assert 0.199 < float(draws.max()) <= 0.2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_dense_layer_of_copies_equals_one_that_takes_them_all(dtype: str) -> None:
+    """In value and in gradient, to the rounding of `dtype`."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 5)), dtype)
+    params = {"kernel": rng.normal(size=(20, 7)).astype("float32"), "bias": np.ones(7, "float32")}
+
+    def loss(copies: int, params, x):  # type: ignore[no-untyped-def]
+        layer = dense(7, kernel_init=jax.nn.initializers.zeros, copies=copies, dtype=dtype, name="")
+        y = layer.apply({"params": params}, jnp.tile(x, (1, 4)))
+        return jnp.sum(jnp.sin(y.astype("float32"))), y
+
+    values, gradients = zip(
+        *(jax.value_and_grad(loss, (1, 2), has_aux=True)(copies, params, x) for copies in (1, 4)),
+        strict=True,
+    )
+    tolerance = {"float32": 3e-6, "bfloat16": 0.1}[dtype]  # bfloat16: sums near 10, steps of 1/16
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.asarray(a, "float64"), np.asarray(b, "float64"), atol=tolerance, rtol=tolerance
+        ),
+        (values[0], gradients[0]),
+        (values[1], gradients[1]),
+    )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import jax
 
-from train import data, datasets, metrics, optim, state, steps
+from train import allocator, data, datasets, metrics, optim, state, steps
 from train.checkpoint import Checkpoints
 from train.config import Config, make_plan, parse
 from train.errors import DivergedError, UsageError
@@ -152,4 +152,5 @@ def command(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    allocator.keep_freed_memory()
     sys.exit(command())
