@@ -26,18 +26,18 @@ def models() -> str:
     for module in FAMILIES.values():
         title = (inspect.getdoc(module) or "").splitlines()[0].rstrip(".")
         networks = ", ".join(
-            f"`{name}` ({_parameters(name, module.NETWORK.min_size) / 1e6:.3g})"
-            for name in module.VARIANTS
+            f"`{name}` ({_parameters(name) / 1e6:.3g})" for name in module.VARIANTS
         )
-        least = module.NETWORK.min_size
-        rows.append(f"| {title} | {networks} | {least}x{least} |")
+        sizes = sorted({flaxcnn.create_model(name).min_size for name in module.VARIANTS})
+        least = " or ".join(f"{size}x{size}" for size in sizes)
+        rows.append(f"| {title} | {networks} | {least} |")
     return "\n".join(rows)
 
 
-def _parameters(name: str, least_size: int) -> int:
+def _parameters(name: str) -> int:
     """Parameters for 1000 classes of RGB images; LeNet: for its ten classes of grey ones."""
     model = flaxcnn.create_model(name)
-    side, channels = max(32, least_size), 1 if name.startswith("lenet") else 3
+    side, channels = max(32, model.min_size), 1 if name in FAMILIES["lenet"].VARIANTS else 3
     images = jnp.zeros((1, side, side, channels))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))

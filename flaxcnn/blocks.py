@@ -46,6 +46,7 @@ def conv(
     groups: int = 1,
     use_bias: bool = False,
     kernel_init: Initializer = kaiming_normal_fan_out,
+    bias_init: Initializer = nn.initializers.zeros,
     dtype: DTypeLike,
     name: str,
 ) -> nn.Conv:
@@ -61,6 +62,7 @@ def conv(
         feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=kernel_init,
+        bias_init=bias_init,
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
         conv_general_dilated=conv_general_dilated,
@@ -181,6 +183,24 @@ class BatchNorm(nn.Module):
             )
         mean = moments[0] + shift
         return mean, jnp.maximum(moments[1] - jnp.square(moments[0]), 0), n
+
+
+def local_response_norm(
+    x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
+) -> jax.Array:
+    """Divides by (k + alpha * the sum of squares over `size` neighbouring channels) ** beta.
+
+    Krizhevsky et al. 2012, section 3.3, with the paper's constants; at least float32 inside.
+    torch.nn.LocalResponseNorm(size, alpha * size, beta, k) is the same.
+
+    Shapes: [..., C] -> [..., C].
+    """
+    wide = x.astype(at_least_float32(x.dtype))
+    sides = [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)]
+    squares = jnp.pad(jnp.square(wide), sides)
+    channels = x.shape[-1]
+    total = sum(squares[..., i : i + channels] for i in range(size))
+    return (wide * (k + alpha * total) ** -beta).astype(x.dtype)
 
 
 def check_image_size(images: jax.Array, least: int, network: str) -> None:

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from flax import linen as nn
+from flaxcnn import alexnet, efficientnet, googlenet, lenet, resnet, resnet_v2, vgg, zfnet
+from flaxcnn.network import Network
 
-from flaxcnn import lenet, resnet, vgg
-
-# One module per paper. Still to come: alexnet, zfnet, googlenet, efficientnet.
-FAMILIES: Mapping[str, ModuleType] = {"lenet": lenet, "resnet": resnet, "vgg": vgg}
+# One module per paper, each with its VARIANTS: name -> the network, its arguments bound.
+FAMILIES: Mapping[str, ModuleType] = {
+    "lenet": lenet,
+    "alexnet": alexnet,
+    "zfnet": zfnet,
+    "vgg": vgg,
+    "googlenet": googlenet,
+    "resnet": resnet,
+    "resnet_v2": resnet_v2,
+    "efficientnet": efficientnet,
+}
 
 _FAMILY_OF: Mapping[str, str] = {
     name: family for family, module in FAMILIES.items() for name in module.VARIANTS
@@ -36,7 +44,7 @@ def family_of(name: str) -> str:
     return _FAMILY_OF[name]
 
 
-def create_model(name: str, **arguments: Any) -> nn.Module:
+def create_model(name: str, **arguments: Any) -> Network:
     """A linen module: `create_model("resnet50", num_classes=10, dtype=jnp.bfloat16)`.
 
     `num_classes=0` gives the network without its classifier, which returns pooled features.
@@ -45,10 +53,11 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         ValueError: for an unknown name.
         TypeError: for an argument that the network does not have; it lists those it has.
     """
-    module = FAMILIES[family_of(name)]
-    names = [field.name for field in dataclasses.fields(module.NETWORK)]
+    variant = FAMILIES[family_of(name)].VARIANTS[name]
+    names = [field.name for field in dataclasses.fields(variant.func)]
     fields = [name for name in names if name not in ("parent", "name")]
     unknown = sorted(set(arguments) - set(fields))
     if unknown:
         raise TypeError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(fields)}")
-    return module.NETWORK(**{**module.VARIANTS[name], **arguments})
+    network: Network = variant(**arguments)
+    return network

@@ -12,16 +12,15 @@ Deviations from the paper, all torchvision's:
   layers as convolutions to larger images (section 3.2).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 
 from flaxcnn import blocks, pooling
+from flaxcnn.network import FeatureMaps, Network, Variants
 
 # Table 1: the channels of each 3x3 convolution, block by block; a max pool ends each block.
 CONFIGURATIONS: Mapping[str, Sequence[Sequence[int]]] = {
@@ -32,58 +31,50 @@ CONFIGURATIONS: Mapping[str, Sequence[Sequence[int]]] = {
 }
 
 
-class VGG(nn.Module):
+class VGG(Network, kw_only=True):
     """Blocks of 3x3 convolutions, each ended by a max pool, then three dense layers.
 
-    Images [N, H, W, C] of at least 32x32 -> logits [N, num_classes] in at least float32;
-    `num_classes=0` gives the pooled features [N, 25088] in `dtype`.
-
-    Raises:
-        ValueError: for images that are smaller.
+    Images [N, H, W, C] of at least 32x32 -> logits [N, num_classes]; `num_classes=0` gives the
+    pooled features [N, 25088]. Stages: `pool1` to `pool5`, the output of each max pool.
     """
 
     configuration: str
-    batch_norm: bool
-    num_classes: int = 1000
+    batch_norm: bool = False
+    local_response_norm: bool = False  # behind the first convolution
     dropout_rate: float = 0.5  # section 3.1
     norm: blocks.NormFactory = blocks.BatchNorm
-    dtype: DTypeLike = jnp.float32
 
     min_size: ClassVar[int] = 32  # five halvings leave one pixel
-    # The dense layer behind the flatten, and the (C, H, W) that torch flattens there.
     flattened: ClassVar[Mapping[str, tuple[int, int, int]]] = {"classifier_0": (512, 7, 7)}
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        blocks.check_image_size(x, self.min_size, "VGG")
-        x = x.astype(self.dtype)  # [N, 224, 224, 3]
-        x = self._features(x, train)  # [N, 7, 7, 512]
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(f"pool{i + 1}" for i in range(len(CONFIGURATIONS[self.configuration])))
+
+    def stage_maps(self, x: jax.Array, train: bool) -> Iterator[tuple[str, jax.Array]]:
+        conv = partial(blocks.conv, padding=1, use_bias=True, dtype=self.dtype)
+        norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
+        index = 0  # torchvision numbers every convolution, norm, ReLU and pool in one sequence
+        for stage, block in zip(self.stages, CONFIGURATIONS[self.configuration], strict=True):
+            for channels in block:
+                x = conv(channels, 3, name=f"features_{index}")(x)
+                if self.batch_norm:
+                    x = norm(name=f"features_{index + 1}")(x)
+                x = nn.relu(x)
+                if self.local_response_norm and index == 0:
+                    x = blocks.local_response_norm(x)
+                index += 3 if self.batch_norm else 2
+            x = pooling.max_pool(x, 2, 2)
+            index += 1
+            yield stage, x  # pool5: [N, 7, 7, 512]
+
+    def head(self, maps: FeatureMaps, train: bool) -> jax.Array:
+        x = maps["pool5"]
         copies = 49 if x.shape[1:3] == (1, 1) else 1  # of what images below 64x64 leave
         x = pooling.adaptive_avg_pool(x, 7)
         x = x.reshape(x.shape[0], -1)  # [N, 25088]
         if self.num_classes == 0:
             return x
-        return self._classifier(x, copies, train)
-
-    def _features(self, x: jax.Array, train: bool) -> jax.Array:
-        index = 0  # torchvision numbers every convolution, norm, ReLU and pool in one sequence
-        for block in CONFIGURATIONS[self.configuration]:
-            for channels in block:
-                conv_name, norm_name = f"features_{index}", f"features_{index + 1}"
-                x = blocks.conv(
-                    channels, 3, padding=1, use_bias=True, dtype=self.dtype, name=conv_name
-                )(x)
-                if self.batch_norm:
-                    x = self.norm(use_running_average=not train, dtype=self.dtype, name=norm_name)(
-                        x
-                    )
-                x = nn.relu(x)
-                index += 3 if self.batch_norm else 2
-            x = pooling.max_pool(x, 2, 2)
-            index += 1
-        return x
-
-    def _classifier(self, x: jax.Array, copies: int, train: bool) -> jax.Array:
         init = nn.initializers.normal(0.01)  # torchvision; the paper's variance is 0.01
         dense = partial(blocks.dense, kernel_init=init)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
@@ -95,14 +86,14 @@ class VGG(nn.Module):
         return dense(self.num_classes, dtype=wide, name="classifier_6")(x)
 
 
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "vgg11": {"configuration": "A", "batch_norm": False},
-    "vgg11_bn": {"configuration": "A", "batch_norm": True},
-    "vgg13": {"configuration": "B", "batch_norm": False},
-    "vgg13_bn": {"configuration": "B", "batch_norm": True},
-    "vgg16": {"configuration": "D", "batch_norm": False},
-    "vgg16_bn": {"configuration": "D", "batch_norm": True},
-    "vgg19": {"configuration": "E", "batch_norm": False},
-    "vgg19_bn": {"configuration": "E", "batch_norm": True},
+VARIANTS: Variants = {
+    "vgg11": partial(VGG, configuration="A"),
+    "vgg11_bn": partial(VGG, configuration="A", batch_norm=True),
+    "vgg11_lrn": partial(VGG, configuration="A", local_response_norm=True),  # "A-LRN"
+    "vgg13": partial(VGG, configuration="B"),
+    "vgg13_bn": partial(VGG, configuration="B", batch_norm=True),
+    "vgg16": partial(VGG, configuration="D"),
+    "vgg16_bn": partial(VGG, configuration="D", batch_norm=True),
+    "vgg19": partial(VGG, configuration="E"),
+    "vgg19_bn": partial(VGG, configuration="E", batch_norm=True),
 }
-NETWORK = VGG

@@ -180,7 +180,7 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         test_examples=len(dataset.test),
         num_classes=len(dataset.class_names),
         channels=dataset.channels,
-        image_size=_image_size(config, dataset, family),
+        image_size=_image_size(config, dataset),
         recipe=recipe_name,
         batch_size=batch_size,
         steps=steps,
@@ -226,8 +226,8 @@ def _require(holds: bool, message: str) -> None:
         raise UsageError(message)
 
 
-def _image_size(config: Config, dataset: Dataset, family: str) -> int:
-    least = flaxcnn.registry.FAMILIES[family].NETWORK.min_size
+def _image_size(config: Config, dataset: Dataset) -> int:
+    least = flaxcnn.create_model(config.arch).min_size
     size = _given(config.image_size, max(32, least) if dataset.small else 224)
     _require(
         size >= least,

@@ -61,10 +61,20 @@ _SMALL = Recipe(
 # (recipe, family) -> row.
 RECIPES: Mapping[tuple[str, str], Recipe] = {
     ("classic", "lenet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
+    ("classic", "alexnet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
+    ("classic", "zfnet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
+    ("classic", "googlenet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
     ("classic", "resnet"): _CLASSIC,
+    ("classic", "resnet_v2"): _CLASSIC,
+    ("classic", "efficientnet"): _CLASSIC,
     ("classic", "vgg"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
     ("small", "lenet"): dataclasses.replace(_SMALL, batch_size=32, learning_rate_per_256=0.1),
+    ("small", "alexnet"): dataclasses.replace(_SMALL, batch_size=32, learning_rate_per_256=0.08),
+    ("small", "zfnet"): dataclasses.replace(_SMALL, batch_size=32, learning_rate_per_256=0.08),
+    ("small", "googlenet"): _SMALL,
     ("small", "resnet"): _SMALL,
+    ("small", "resnet_v2"): _SMALL,
+    ("small", "efficientnet"): _SMALL,
     # Sixteen layers without batch norm learn within a few hundred steps where the dense layers pass
     # the signal on from the first, and the gradient is bounded at a rate as high as this.
     ("small", "vgg"): dataclasses.replace(

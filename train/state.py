@@ -74,7 +74,7 @@ def _check_training(model: nn.Module, plan: Plan, variables: Any, images: int) -
     batch = jax.ShapeDtypeStruct(
         (images, plan.image_size, plan.image_size, plan.channels), jnp.float32
     )
-    rngs = {"dropout": jax.random.key(0)}
+    rngs = {"dropout": jax.random.key(0), "stochastic_depth": jax.random.key(0)}
     jax.eval_shape(
         lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"], rngs=rngs),
         variables,

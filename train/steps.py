@@ -16,6 +16,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flaxcnn import GoogLeNetOutput
 from train.plan import Plan
 from train.state import AXIS, Totals, TrainState
 
@@ -44,16 +45,15 @@ def make_train_step(
     def loss_fn(params: Any, state: TrainState, batch: Arrays) -> tuple[jax.Array, Any]:
         # Folded once more than the keys of the initial weights, so that none is used twice.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), 0)
-        logits, updates = model.apply(
+        output, updates = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             normalised(batch["image"], mean_and_std),
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": jax.random.fold_in(key, jax.lax.axis_index(AXIS))},
+            rngs=random_streams(jax.random.fold_in(key, jax.lax.axis_index(AXIS))),
         )
-        targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=logits.dtype)
-        targets = optax.smooth_labels(targets, plan.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        loss = training_loss(output, batch["label"], plan.label_smoothing)
+        logits = output.logits if isinstance(output, GoogLeNetOutput) else output
         top1 = jnp.mean(jnp.argmax(logits, -1) == batch["label"], dtype=jnp.float32)
         return loss, (updates.get("batch_stats", {}), top1)
 
@@ -77,6 +77,28 @@ def make_train_step(
         return state, {"loss": loss, "top1": top1, "stop": stop > 0}
 
     return train_step
+
+
+def random_streams(key: jax.Array) -> dict[str, jax.Array]:
+    """The keys of what is random in a network in training, by flax's names."""
+    return {"dropout": key, "stochastic_depth": jax.random.fold_in(key, 1)}
+
+
+def training_loss(output: Any, labels: jax.Array, label_smoothing: float) -> jax.Array:
+    """The mean cross entropy of what a network returns in training: logits, or a GoogLeNetOutput.
+
+    The losses of GoogLeNet's auxiliary classifiers count 0.3 times (its paper's section 5).
+    """
+    if isinstance(output, GoogLeNetOutput):
+        main, *aux = (
+            training_loss(logits, labels, label_smoothing)
+            for logits in output
+            if logits is not None
+        )
+        return main + 0.3 * sum(aux)
+    targets = jax.nn.one_hot(labels, output.shape[-1], dtype=output.dtype)
+    targets = optax.smooth_labels(targets, label_smoothing)
+    return optax.softmax_cross_entropy(output, targets).mean()
 
 
 def make_eval_step(model: nn.Module, mean_and_std: MeanAndStd) -> EvalStep:

@@ -1,0 +1,66 @@
+"""Every registered network trains: through the trainer's own plan, optimiser and step."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from variables import random_variables
+
+import flaxcnn
+from train import data, datasets, optim, state, steps
+from train.config import make_plan, parse
+from train.recipes import RECIPES
+
+STEPS = 4
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """What is compiled here runs four times: XLA's optimisations would take most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("name", flaxcnn.list_models())
+def test_a_few_steps_on_digits_lower_the_loss(name: str) -> None:
+    digits = datasets.load("digits", None, "train", None)
+    config = parse([f"--arch={name}", "--batch_size=8", f"--steps={STEPS}", "--warmup_epochs=0"])
+    plan = make_plan(config, digits, 1, False)
+    model = state.create_model(plan, 1)
+    optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
+    variables = random_variables(model, (1, plan.image_size, plan.image_size, plan.channels))
+    current = state.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimiser.init(variables["params"]),
+        totals=state.Totals.zeros(),
+    )
+    train_step = jax.pmap(
+        steps.make_train_step(model, optimiser, plan, digits.mean_and_std, 10),
+        steps.AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        devices=jax.devices()[:1],
+    )
+    batch = next(iter(data.training_batches(digits.train, plan, 0, 1)))
+    batch: Any = {key: value[None] for key, value in batch.items()}
+    batch["stop"] = jnp.zeros(1, bool)
+    losses = []
+    for _ in range(STEPS):
+        current, metrics = train_step(current, batch)
+        losses.append(float(metrics["loss"]))
+    assert min(losses[1:]) < losses[0]
+    assert all(loss < 1.5 * losses[0] for loss in losses), losses
+
+
+def test_every_family_has_its_recipes() -> None:
+    families = flaxcnn.registry.FAMILIES
+    assert set(RECIPES) == {
+        (recipe, family) for recipe in ("classic", "small") for family in families
+    }
