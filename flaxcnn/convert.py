@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn import registry
+from flaxcnn.efficientnet import EfficientNetLite
+from flaxcnn.lite_keys import lite_path
+from flaxcnn.network import Network
 
 Path = tuple[str, ...]
 
@@ -31,7 +34,8 @@ def from_torchvision(
     """The variables {'params', 'batch_stats'} of network `name` with torchvision's weights.
 
     Args:
-        state_dict: torchvision's keys -> arrays, or torch tensors on the CPU.
+        state_dict: torchvision's keys -> arrays, or torch tensors on the CPU; for EfficientNet-Lite
+            the keys of pip's `efficientnet-lite-pytorch`.
         in_channels: of the images that the weights are for.
         arguments: those of `create_model`, such as `num_classes`.
 
@@ -49,7 +53,7 @@ def from_torchvision(
     faults, values = [], []
     for path, target in leaves:
         names = tuple(entry.key for entry in path[1:])  # without 'params' or 'batch_stats'
-        key = torchvision_key(names)
+        key = _published_key(model, names)
         if key not in state_dict:
             faults.append(f"missing: {key} (for {'/'.join(names)})")
             continue
@@ -66,6 +70,13 @@ def from_torchvision(
     if faults:
         raise ValueError(f"not a state_dict of {name}:\n  " + "\n  ".join(faults))
     return jax.tree_util.tree_unflatten(tree, values)
+
+
+def _published_key(model: Network, path: Path) -> str:
+    """The name of an entry in the weights that are published for this network."""
+    if isinstance(model, EfficientNetLite):  # which torchvision lacks
+        path = lite_path(model, path)
+    return torchvision_key(path)
 
 
 def torchvision_key(path: Path) -> str:

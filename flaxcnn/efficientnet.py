@@ -290,7 +290,7 @@ class EfficientNet(Network, kw_only=True):
     head_channels: int = 1280
     width: float = 1.0  # multiplies channels
     depth: float = 1.0  # multiplies layers
-    default_image_size: int = 224  # pixels; what the variant was published for, any size works
+    published_image_size: int = 224  # pixels
     dropout_rate: float = 0.2  # section 5.2: from 0.2 for B0 to 0.5 for B7
     stochastic_depth_rate: float = 0.2  # section 5.2; of n blocks block i, from 0 on, has i/n of it
     norm: blocks.NormFactory = blocks.BatchNorm
@@ -300,6 +300,10 @@ class EfficientNet(Network, kw_only=True):
     # What Lite has others of.
     conv_norm: ClassVar[Callable[..., jax.Array]] = staticmethod(conv_norm)
     activation: ClassVar[Callable[..., jax.Array]] = staticmethod(nn.silu)
+
+    @property
+    def default_image_size(self) -> int:
+        return self.published_image_size
 
     @property
     def scaled(self) -> Scaled:
@@ -395,7 +399,7 @@ def published(width: float, depth: float, image_size: int, dropout: float) -> di
     return {
         "width": width,
         "depth": depth,
-        "default_image_size": image_size,
+        "published_image_size": image_size,
         "dropout_rate": dropout,
     }
 

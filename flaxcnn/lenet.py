@@ -140,6 +140,10 @@ class LeCun1989(Network, kw_only=True):
     min_size: ClassVar[int] = 16
 
     @property
+    def default_image_size(self) -> int:
+        return 16
+
+    @property
     def stages(self) -> tuple[str, ...]:
         return ("H1", "H2")
 
@@ -175,6 +179,10 @@ class LeNet5(Network, kw_only=True):
     num_classes: int = 10
 
     min_size: ClassVar[int] = 32
+
+    @property
+    def default_image_size(self) -> int:
+        return 32
 
     @property
     def stages(self) -> tuple[str, ...]:

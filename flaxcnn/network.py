@@ -39,6 +39,11 @@ class Network(nn.Module):
     flattened: ClassVar[Mapping[str, tuple[int, int, int]]] = {}
 
     @property
+    def default_image_size(self) -> int:
+        """Pixels, of the images that the network was published for; it takes others as well."""
+        return 224
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The names of the feature maps, in the order in which they are computed."""
         raise NotImplementedError

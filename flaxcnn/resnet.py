@@ -191,6 +191,10 @@ class CifarResNet(ResNet, kw_only=True):
     num_classes: int = 10
     block: Callable[..., nn.Module] = CifarBlock
 
+    @property
+    def default_image_size(self) -> int:
+        return 32
+
     def stem(self, x: jax.Array, norm: blocks.NormFactory) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, 16]."""
         x = blocks.conv(16, 3, padding=1, dtype=self.dtype, name="conv1")(x)

@@ -227,8 +227,11 @@ def _require(holds: bool, message: str) -> None:
 
 
 def _image_size(config: Config, dataset: Dataset) -> int:
-    least = flaxcnn.create_model(config.arch).min_size
-    size = _given(config.image_size, max(32, least) if dataset.small else 224)
+    network = flaxcnn.create_model(config.arch)
+    least = network.min_size
+    size = _given(
+        config.image_size, max(32, least) if dataset.small else network.default_image_size
+    )
     _require(
         size >= least,
         f"--image_size={size} is too small for {config.arch}; its least size is {least}",
