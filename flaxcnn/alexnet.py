@@ -7,6 +7,8 @@ footnote 1, as torchvision builds it: `alexnet`.
 Deviations from the papers:
 - `alexnet_2012` pads its images by two pixels, so that the 224x224 of the paper's figure 2 give the
   55x55 maps it draws (without padding 227x227 would);
+- response normalisation in `alexnet_2012` runs across the border of the towers, as section 3.3's
+  formula does and figure 2, where the towers meet in certain layers only, does not;
 - `alexnet` has 256 channels in its fourth convolution, and starts from torch's default
   initialisation; both are torchvision's;
 - an adaptive average pool before the classifier admits any image size.

@@ -284,7 +284,7 @@ class AuxV1(nn.Module):
 class GoogLeNetV1(Network, kw_only=True):
     """The paper's network: true 5x5 convolutions, response normalisation, no batch norm.
 
-    Images [N, H, W, C] of at least 15x15 -> logits [N, num_classes]; in training a
+    Images [N, H, W, C] of at least 31x31 -> logits [N, num_classes]; in training a
     `GoogLeNetOutput`, whose auxiliary logits are None without `aux_logits`. `num_classes=0` gives
     the pooled features [N, 1024], always. Stages: `conv1` to `inception5b`.
 
@@ -295,7 +295,7 @@ class GoogLeNetV1(Network, kw_only=True):
     dropout_rate: float = 0.4  # table 1
     aux_dropout_rate: float = AUX_DROPOUT_RATE
 
-    min_size: ClassVar[int] = 15
+    min_size: ClassVar[int] = 31
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ C3_INPUTS: Sequence[Sequence[int]] = (
 )
 
 
-# 1989, section 3.2: each map of H2 sees eight of the twelve maps of H1.
+# 1989, section 3.3: each map of H2 sees eight of the twelve maps of H1.
 H2_INPUTS: Sequence[Sequence[int]] = tuple(tuple((o + i) % 12 for i in range(8)) for o in range(12))
 BACKGROUND = -1.0  # what 1989's images are surrounded with
 

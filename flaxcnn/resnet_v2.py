@@ -7,8 +7,8 @@ As the appendix has it, the first unit takes the activation that follows `conv1`
 own, and another one follows the last unit.
 
 Deviations from the paper:
-- bottlenecks halve the map in their 3x3 convolution, as in this library's v1 and in the authors'
-  own code for ImageNet;
+- bottlenecks halve the map in their 3x3 convolution, as in this library's v1 and in
+  fb.resnet.torch's preresnet.lua; the authors' own code, for CIFAR, does so in the first 1x1;
 - the ImageNet networks of 18, 50 and 101 layers are those of the v1 paper's table 1; this one
   trains 152 and 200;
 - the dense layer starts from torch's default initialisation.
@@ -43,7 +43,7 @@ class PreactBasicBlock(nn.Module):
         conv = partial(blocks.conv, dtype=self.dtype)
         y = x if self.activated else nn.relu(self.norm(name="bn1")(x))
         if self.strides != 1 or x.shape[-1] != self.channels:
-            # Section 4.1: projections take what is activated already.
+            # Appendix: projections take what is activated already.
             x = conv(self.channels, 1, strides=self.strides, name="downsample")(y)
         y = conv(self.channels, 3, strides=self.strides, padding=1, name="conv1")(y)
         y = nn.relu(self.norm(name="bn2")(y))
@@ -67,7 +67,7 @@ class PreactBottleneck(nn.Module):
         conv = partial(blocks.conv, dtype=self.dtype)
         y = x if self.activated else nn.relu(self.norm(name="bn1")(x))
         if self.strides != 1 or x.shape[-1] != 4 * self.channels:
-            # Section 4.1: projections take what is activated already.
+            # Appendix: projections take what is activated already.
             x = conv(4 * self.channels, 1, strides=self.strides, name="downsample")(y)
         y = conv(self.channels, 1, name="conv1")(y)
         y = nn.relu(self.norm(name="bn2")(y))

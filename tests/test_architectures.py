@@ -1,141 +1,115 @@
-"""What the papers print: layer by layer, the parameters and the shapes of their tables."""
+"""What holds for every family: least image sizes, shape comments, dropout."""
 
-from typing import Any
+import inspect
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
-from variables import count, random_variables
+from shapes import paper_images, stage_shapes
+from variables import random_variables, variable_shapes
 
 import flaxcnn
-from flaxcnn import lenet
-from flaxcnn.blocks import BatchNorm
+from flaxcnn import registry
+
+MODELS = flaxcnn.list_models()
+# Each kind of network -> the first that is it: sizes of maps do not depend on depth and width.
+KINDS = {
+    variant.func: name
+    for module in registry.FAMILIES.values()
+    for name, variant in reversed(module.VARIANTS.items())
+}
 
 
-def shapes_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Submodule name -> the shape that it returns, without running anything."""
-    found: dict[str, tuple[int, ...]] = {}
-
-    def record(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        result = next_call(*args, **kwargs)
-        if len(context.module.path) == 1 and context.method_name == "__call__":
-            found[context.module.path[0]] = result.shape
-        return result
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
-    return found
-
-
-def test_lenet5_has_the_papers_counts_and_maps() -> None:
-    """Section II.B: trainable parameters of each layer, and the size of its maps."""
-    model = flaxcnn.create_model("lenet5")
-    params = random_variables(model, (1, 32, 32, 1))["params"]
-    counts = {"C1": 156, "S2": 12, "C3": 1516, "S4": 32, "C5": 48_120, "F6": 10_164}
-    assert {name: count(params[name]) for name in counts} == counts
-    shapes = shapes_of(model, (1, 32, 32, 1))
-    assert shapes == {
-        "C1": (1, 28, 28, 6),
-        "S2": (1, 14, 14, 6),
-        "C3": (1, 10, 10, 16),
-        "S4": (1, 5, 5, 16),
-        "C5": (1, 1, 1, 120),
-        "F6": (1, 84),
-        "output": (1, 10),
-    }
-
-
-def test_lenet5_connects_c3_as_table_i() -> None:
-    rows = [  # of S2, as the paper prints them: the maps of C3 that see each
-        [0, 4, 5, 6, 9, 10, 11, 12, 14, 15],
-        [0, 1, 5, 6, 7, 10, 11, 12, 13, 15],
-        [0, 1, 2, 6, 7, 8, 11, 13, 14, 15],
-        [1, 2, 3, 6, 7, 8, 9, 12, 14, 15],
-        [2, 3, 4, 7, 8, 9, 10, 12, 13, 15],
-        [3, 4, 5, 8, 9, 10, 11, 13, 14, 15],
-    ]
-    ours = [[c3 for c3, seen in enumerate(lenet.C3_INPUTS) if s2 in seen] for s2 in range(6)]
-    assert ours == rows
-
-
-def test_lenet5_layers_do_what_the_paper_says() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(1, 6, 6, 6)).astype("float32")
-    params = {"kernel": rng.normal(size=(5, 5, 60)), "bias": rng.normal(size=16)}
-    y = lenet.PartialConv(jnp.float32).apply({"params": params}, x)
-    connection = 0
-    for c3, seen in enumerate(lenet.C3_INPUTS):
-        expected = params["bias"][c3]
-        for s2 in seen:
-            expected += np.sum(x[0, :5, :5, s2] * params["kernel"][:, :, connection])
-            connection += 1
-        # Float32 sums of up to 150 products of both signs against float64's.
-        np.testing.assert_allclose(y[0, 0, 0, c3], expected, rtol=1e-4)
-
-    params = {"scale": np.arange(1.0, 7), "bias": np.arange(6.0)}
-    y = lenet.Subsampling(jnp.float32).apply({"params": params}, x)
-    sums = x[0, 2:4, 4:6].sum((0, 1))
-    np.testing.assert_allclose(y[0, 1, 2], sums * params["scale"] + params["bias"], rtol=1e-5)
-    # The paper's constants, of five digits, make f(1) = 1 to as many.
-    np.testing.assert_allclose(lenet.squash(jnp.array([-1.0, 1.0])), [-1, 1], atol=1e-4)
+# ------------------------------------------------------------------------------ least image size
+@pytest.mark.parametrize("name", KINDS.values())
+def test_min_size_is_enough(name: str) -> None:
+    model = flaxcnn.create_model(name)
+    images = (1, model.min_size, model.min_size, 3)
+    maps = stage_shapes(model, images)
+    assert all(min(shape) > 0 for shape in maps.values()), maps
+    logits = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=False),
+        variable_shapes(model, images),
+        jax.ShapeDtypeStruct(images, jnp.float32),
+    )
+    assert logits.shape == (1, model.num_classes)
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"), [("resnet34", (64, 128, 256, 512)), ("resnet50", (256, 512, 1024, 2048))]
+    "name",
+    [
+        name
+        for name in MODELS
+        # Averaging to 16x16 would enlarge smaller images too; the paper's network sees 16x16.
+        if flaxcnn.create_model(name).min_size > 1 and name != "lecun1989"
+    ],
 )
-def test_resnet_stages_are_table_1(name: str, channels: tuple[int, ...]) -> None:
-    shapes = shapes_of(flaxcnn.create_model(name), (1, 224, 224, 3))
-    assert shapes["conv1"] == (1, 112, 112, 64)
-    blocks = (3, 4, 6, 3)
-    for stage, (size, width, number) in enumerate(
-        zip((56, 28, 14, 7), channels, blocks, strict=True), start=1
-    ):
-        for i in range(number):
-            assert shapes[f"layer{stage}_{i}"] == (1, size, size, width)
-        assert f"layer{stage}_{number}" not in shapes
-    assert shapes["fc"] == (1, 1000)
+def test_min_size_is_the_least(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the check, images a pixel smaller leave a map without a value."""
+    model = flaxcnn.create_model(name)
+    side = model.min_size - 1
+    # The variables of images that are large enough: none of them depends on the size.
+    variables = variable_shapes(model, (1, model.min_size, model.min_size, 3))
+    monkeypatch.setattr(type(model), "min_size", 1)
+    maps = jax.eval_shape(
+        lambda v, x: flaxcnn.extract_features(model, v, x, model.stages),
+        variables,
+        jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
+    )
+    assert 0 in maps[model.stages[-1]].shape
 
 
-def test_vgg16_maps_are_table_1() -> None:
-    shapes = shapes_of(flaxcnn.create_model("vgg16"), (1, 224, 224, 3))
-    convolutions = [shape for name, shape in shapes.items() if name.startswith("features")]
-    assert convolutions == [
-        *[(1, 224, 224, 64)] * 2,
-        *[(1, 112, 112, 128)] * 2,
-        *[(1, 56, 56, 256)] * 3,
-        *[(1, 28, 28, 512)] * 3,
-        *[(1, 14, 14, 512)] * 3,
-    ]
-    assert [shapes[f"classifier_{i}"] for i in (0, 3, 6)] == [(1, 4096), (1, 4096), (1, 1000)]
+# --------------------------------------------------------------------------------- shape comments
+def shapes_within(name: str) -> set[tuple[int, ...]]:
+    """The shapes of all arrays of a training step's forward pass, the batch left out."""
+    model, images = flaxcnn.create_model(name), paper_images(name, batch=3)
+
+    def train(variables: object, x: jax.Array) -> object:
+        rngs = {"dropout": jax.random.key(0), "stochastic_depth": jax.random.key(1)}
+        return model.apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)
+
+    jaxpr = jax.make_jaxpr(train)(
+        variable_shapes(model, images), jax.ShapeDtypeStruct(images, jnp.float32)
+    )
+    results = [variable.aval for equation in jaxpr.eqns for variable in equation.outvars]
+    return {images[1:]} | {value.shape[1:] for value in results if value.shape[:1] == (3,)}
 
 
-@pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
-def test_zero_init_residual_makes_each_block_the_identity(name: str, last: str) -> None:
-    """Goyal et al. 2017, section 5.1: the last scale of each residual branch starts at zero."""
-    drawn: dict[tuple[str, ...], Any] = {}
-
-    def record(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
-            drawn[context.module.path] = context.module.scale_init
-        return next_call(*args, **kwargs)
-
-    model = flaxcnn.create_model(name, zero_init_residual=True)
-    with nn.intercept_methods(record):
-        jax.eval_shape(
-            lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-        )
-    assert len(drawn) > 16
-    for path, init in drawn.items():
-        expected = 0 if path[-1] == last else 1
-        assert (init(jax.random.key(0), (3,)) == expected).all(), path
+def commented(source: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Each `[N, ...]` in a comment behind code, and the stage that its line yields, if one."""
+    found = []
+    for line in source.splitlines():
+        code, _, comment = line.partition("  # ")
+        stage = re.search(r'yield "(\w+)"', code)
+        for numbers in re.findall(r"\[N, ([\d, ]+)\]", comment):
+            shape = tuple(int(number) for number in numbers.split(","))
+            found.append((stage[1] if stage else "", shape))
+    return found
 
 
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_shape_comments_are_true(family: str) -> None:
+    """At the size that the paper states; those behind a `yield` are of the very stage."""
+    module = registry.FAMILIES[family]
+    names = {kind: name for kind, name in KINDS.items() if name in module.VARIANTS}
+    within = set().union(*(shapes_within(name) for name in names.values()))
+    comments = commented(inspect.getsource(module))
+    assert comments
+    assert [shape for _, shape in comments if shape not in within] == []
+    for network, name in names.items():
+        stages = stage_shapes(flaxcnn.create_model(name), paper_images(name))
+        for stage, shape in commented(inspect.getsource(network)):
+            if stage:
+                assert shape == stages[stage], (name, stage)
+
+
+# ---------------------------------------------------------------------------------------- dropout
 def test_dropout_acts_in_training_only() -> None:
-    model = flaxcnn.create_model("vgg11", num_classes=3)
-    variables = random_variables(model, (1, 32, 32, 3))
-    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    model = flaxcnn.create_model("alexnet", num_classes=3)
+    variables = random_variables(model, (1, 63, 63, 3))
+    images = np.random.default_rng(0).normal(size=(2, 63, 63, 3)).astype("float32")
 
     def logits(key: int, train: bool) -> jax.Array:
         return model.apply(variables, images, train=train, rngs={"dropout": jax.random.key(key)})

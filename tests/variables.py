@@ -1,4 +1,4 @@
-"""Random variables for a network, without compiling its initialisation."""
+"""Variables of a network, random or only their shapes, without compiling its initialisation."""
 
 from typing import Any
 
@@ -7,11 +7,15 @@ import numpy as np
 from flax import linen as nn
 
 
-def random_variables(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> dict[str, Any]:
-    """Variables of `model` for images of that shape: seeded weights, positive variances."""
-    shapes = jax.eval_shape(
+def variable_shapes(model: nn.Module, shape: tuple[int, ...]) -> Any:
+    """The variables of `model` for images of that shape, as shapes and types."""
+    return jax.eval_shape(
         lambda: model.init(jax.random.key(0), jax.numpy.zeros(shape), train=False)
     )
+
+
+def random_variables(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> dict[str, Any]:
+    """Variables of `model` for images of that shape: seeded weights, positive variances."""
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -24,7 +28,7 @@ def random_variables(model: nn.Module, shape: tuple[int, ...], seed: int = 0) ->
             value = rng.normal(size=leaf.shape) * 0.1
         return value.astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model, shape))
 
 
 def count(tree: Any) -> int:
