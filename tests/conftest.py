@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,6 +11,17 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+
+@pytest.fixture(autouse=True)
+def _forget_large_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Frees what a slow test compiled: of hundreds of networks it is gigabytes in many small maps,
+    and with too many of those jaxlib 0.10.2 crashed in its compiler."""
+    yield
+    if "slow" in request.keywords:
+        import jax  # not above: it reads the variables below
+
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

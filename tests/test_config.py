@@ -42,6 +42,17 @@ def test_learning_rate_is_scaled_to_the_batch() -> None:
     assert plan_of("--learning_rate=0.3", "--batch_size=64").learning_rate == 0.3
 
 
+def test_images_are_of_the_networks_size_where_the_data_sets_are_not_small() -> None:
+    photos = dataclasses.replace(DIGITS, small=False)
+    sizes = {
+        arch: config.make_plan(config.parse([f"--arch={arch}"]), photos, 1, False).image_size
+        for arch in ("lecun1989", "resnet20", "vgg16", "efficientnet_b2")
+    }
+    assert sizes == {"lecun1989": 16, "resnet20": 32, "vgg16": 224, "efficientnet_b2": 260}
+    assert plan_of("--arch=efficientnet_b2").image_size == 32
+    assert plan_of("--arch=alexnet").image_size == 63  # its least
+
+
 def test_steps_from_epochs_and_back() -> None:
     assert plan_of("--epochs=2.5", "--batch_size=100").steps == 36  # 2.5 * 1437 / 100
     plan = plan_of("--steps=7")

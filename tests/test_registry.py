@@ -109,6 +109,14 @@ def test_parameter_count(name: str) -> None:
     assert count(shapes["params"]) == PARAMETERS[name]
 
 
+def test_googlenet_without_its_auxiliary_heads() -> None:
+    """6,624,904: what torchvision's metadata counts."""
+    model = flaxcnn.create_model("googlenet", aux_logits=False)
+    images = jnp.zeros((1, 64, 64, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    assert count(shapes["params"]) == 6_624_904
+
+
 @pytest.mark.parametrize("name", SMALLEST)
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_any_channels_and_classes(name: str, channels: int) -> None:

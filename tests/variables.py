@@ -14,8 +14,13 @@ def variable_shapes(model: nn.Module, shape: tuple[int, ...]) -> Any:
     )
 
 
-def random_variables(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> dict[str, Any]:
-    """Variables of `model` for images of that shape: seeded weights, positive variances."""
+def random_variables(
+    model: nn.Module, shape: tuple[int, ...], seed: int = 0, gain: float = 2.0
+) -> dict[str, Any]:
+    """Variables of `model` for images of that shape: seeded weights, positive variances.
+
+    Kernels have the variance gain / fan_in: 2 keeps the size of a signal through ReLUs.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -23,7 +28,7 @@ def random_variables(model: nn.Module, shape: tuple[int, ...], seed: int = 0) ->
         if name in ("var", "scale"):
             value = rng.uniform(0.5, 1.5, leaf.shape)
         elif name == "kernel":
-            value = rng.normal(size=leaf.shape) * (2 / np.prod(leaf.shape[:-1])) ** 0.5
+            value = rng.normal(size=leaf.shape) * (gain / np.prod(leaf.shape[:-1])) ** 0.5
         else:
             value = rng.normal(size=leaf.shape) * 0.1
         return value.astype(leaf.dtype)

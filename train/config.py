@@ -37,8 +37,8 @@ class Config:
     train_split: str = "train"
     # Split to evaluate on. None: test, or validation where test is missing or has no labels.
     test_split: str | None = None
-    # Side of the square images, pixels. None: 32 or the network's least size for small images, 224
-    # for others.
+    # Side of the square images, pixels. None: 32 or the network's least size for small images, what
+    # the network was published for (224, most of them) for others.
     image_size: int | None = None
     # classic (the network's ImageNet recipe) or small. None: small for images up to 64
     # pixels, classic for others.
