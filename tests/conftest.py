@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pathlib
 from collections.abc import Iterator
 
 import pytest
@@ -15,13 +16,21 @@ os.environ["XLA_FLAGS"] = (
 
 @pytest.fixture(autouse=True)
 def _forget_large_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Frees what a slow test compiled: of hundreds of networks it is gigabytes in many small maps,
-    and with too many of those jaxlib 0.10.2 crashed in its compiler."""
+    """Frees what tests compiled, before it is too much.
+
+    Each program is held in memory maps of its own, thousands for a deep network; Linux allows a
+    process 65,530, and jaxlib 0.10.2 crashed in its compiler when hundreds of networks were there.
+    """
     yield
-    if "slow" in request.keywords:
+    if "slow" in request.keywords or _memory_maps() > 20_000:
         import jax  # not above: it reads the variables below
 
         jax.clear_caches()
+
+
+def _memory_maps() -> int:
+    maps = pathlib.Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
