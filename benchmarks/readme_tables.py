@@ -35,7 +35,7 @@ def models() -> str:
 
 
 def _parameters(name: str) -> int:
-    """Parameters for 1000 classes of RGB images; LeNet: for its ten classes of grey ones."""
+    """Parameters for the classes that the network was published for; LeNet's of grey images."""
     model = flaxcnn.create_model(name)
     side, channels = max(32, model.min_size), 1 if name in FAMILIES["lenet"].VARIANTS else 3
     images = jnp.zeros((1, side, side, channels))

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import jax
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from flaxcnn import blocks, pooling
 from flaxcnn.network import FeatureMaps, Network, Variants
@@ -60,9 +61,10 @@ class AlexNet(Network, kw_only=True):
         if self.num_classes == 0:
             return x
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        x = nn.relu(self._dense(dropout(x), 4096, "classifier_1"))
-        x = nn.relu(self._dense(dropout(x), 4096, "classifier_4"))
-        return self._dense(x, self.num_classes, "classifier_6")
+        x = nn.relu(self._dense(dropout(x), 4096, self.dtype, name="classifier_1"))
+        x = nn.relu(self._dense(dropout(x), 4096, self.dtype, name="classifier_4"))
+        wide = blocks.at_least_float32(self.dtype)
+        return self._dense(x, self.num_classes, wide, name="classifier_6")
 
     def _conv(
         self, x: jax.Array, channels: int, size: int, strides: int = 1, *, padding: int, name: str
@@ -81,10 +83,8 @@ class AlexNet(Network, kw_only=True):
         )
         return nn.relu(conv(x))
 
-    def _dense(self, x: jax.Array, features: int, name: str) -> jax.Array:
+    def _dense(self, x: jax.Array, features: int, dtype: DTypeLike, *, name: str) -> jax.Array:
         init = blocks.uniform_fan_in(x.shape[-1])
-        # The logits, which are last, are in at least float32.
-        dtype = blocks.at_least_float32(self.dtype) if name == "classifier_6" else self.dtype
         return blocks.dense(features, kernel_init=init, bias_init=init, dtype=dtype, name=name)(x)
 
 

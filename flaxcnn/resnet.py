@@ -139,12 +139,22 @@ class ResNet(Network, kw_only=True):
 
     Images [N, H, W, C] of any size -> logits [N, num_classes]; `num_classes=0` gives the pooled
     features [N, 512 or 2048]. Stages: `stem` (behind its max pool), `layer1` to `layer4`.
+
+    Raises:
+        ValueError: for `zero_init_residual` with plain blocks, which would never learn.
     """
 
     block: Callable[..., nn.Module]
     stage_sizes: Sequence[int]  # blocks per stage
     zero_init_residual: bool = False  # each block starts as the identity
     norm: blocks.NormFactory = blocks.BatchNorm
+
+    def __post_init__(self) -> None:
+        if self.zero_init_residual and self.block is PlainBlock:
+            raise ValueError(
+                "zero_init_residual is for networks with shortcuts; a plain one has none"
+            )
+        super().__post_init__()
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -69,3 +69,17 @@ def macs_of(model: nn.Module, images: Shape) -> dict[str, int]:
     """
     macs = traced(model, images).macs
     return {path: n for path, n in macs.items() if not path.startswith("aux")}
+
+
+def modules_of(kind: type, model: nn.Module) -> dict[str, Any]:
+    """Path -> each module of that kind that `model` uses in evaluation."""
+    found = {}
+
+    def record(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, kind):
+            found["/".join(context.module.path)] = context.module
+        return next_call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        variable_shapes(model, (1, 64, 64, 3))
+    return found

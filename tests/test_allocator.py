@@ -1,6 +1,7 @@
 """Freed memory stays with a process that trains on the CPU."""
 
 import os
+import platform
 import subprocess
 import sys
 from importlib import metadata
@@ -22,7 +23,7 @@ print(said, resident() - before)
 """
 
 linux_with_glibc = pytest.mark.skipif(
-    allocator.platform.libc_ver()[0] != "glibc", reason="the allocator of glibc"
+    platform.libc_ver()[0] != "glibc", reason="the allocator of glibc"
 )
 
 

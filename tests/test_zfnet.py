@@ -60,6 +60,6 @@ def test_zfnet_by_hand() -> None:
     assert x.shape == (1, 1, 1, 256)
     x = relu(dense(np.tile(x.ravel(), (1, 36)), params["fc6"]))
     x = relu(dense(x, params["fc7"]))
-    # Float32 sums of up to 9216 products.
+    # Float32 sums of up to 9216 products, eight layers deep: 1e-4 of 30 was seen.
     logits = model.apply(variables, images, train=False)
-    np.testing.assert_allclose(logits, dense(x, params["fc8"]), rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(logits, dense(x, params["fc8"]), rtol=1e-4, atol=1e-3)

@@ -81,7 +81,8 @@ def make_train_step(
 
 def random_streams(key: jax.Array) -> dict[str, jax.Array]:
     """The keys of what is random in a network in training, by flax's names."""
-    return {"dropout": key, "stochastic_depth": jax.random.fold_in(key, 1)}
+    dropout, stochastic_depth = jax.random.split(key)
+    return {"dropout": dropout, "stochastic_depth": stochastic_depth}
 
 
 def training_loss(output: Any, labels: jax.Array, label_smoothing: float) -> jax.Array:
