@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -231,12 +232,29 @@ class GoogLeNet(Network, kw_only=True):
         return partial(BasicConv2d, norm=norm, dtype=self.dtype)
 
 
+# From ImageNet's mean and deviation of each channel to mean and deviation 0.5.
+_SCALE = np.array([0.229, 0.224, 0.225]) / 0.5
+_SHIFT = (np.array([0.485, 0.456, 0.406]) - 0.5) / 0.5
+
+
 def _renormalised(x: jax.Array) -> jax.Array:
-    """From ImageNet's mean and deviation to mean and deviation 0.5 of each channel."""
     if x.shape[-1] != 3:
         raise ValueError(f"transform_input is for images of three channels; got {x.shape[-1]}")
-    mean, std = jnp.array([0.485, 0.456, 0.406]), jnp.array([0.229, 0.224, 0.225])
-    return (x * (std / 0.5) + (mean - 0.5) / 0.5).astype(x.dtype)
+    return (x * _SCALE + _SHIFT).astype(x.dtype)
+
+
+def without_transform_input(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of the same network with `transform_input` off: its first layer does that.
+
+    Equal to before, but for the images' margin, where the zeros of the padding are not shifted.
+    """
+    params, stats = dict(variables["params"]), dict(variables["batch_stats"])
+    kernel = params["conv1"]["conv"]["kernel"]
+    params["conv1"] = {**params["conv1"], "conv": {"kernel": kernel * _SCALE[:, None]}}
+    norm = stats["conv1"]["bn"]
+    shifted = (kernel * _SHIFT[:, None]).sum((0, 1, 2))
+    stats["conv1"] = {"bn": {**norm, "mean": norm["mean"] - shifted}}
+    return {**variables, "params": params, "batch_stats": stats}
 
 
 # ------------------------------------------------------------------------------ blocks of the paper

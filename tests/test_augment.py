@@ -16,21 +16,21 @@ def ramp(height: int, width: int, channels: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (40, 31), (31, 47), (500, 2), (1, 1)])
-def test_evaluation_view_has_the_size_asked_for(height: int, width: int, channels: int) -> None:
+def test_central_square_has_the_size_asked_for(height: int, width: int, channels: int) -> None:
     image = np.full((height, width, channels), 7, "uint8")
-    view = augment.evaluation_view(image, 32, 0.875)
+    view = augment.central_square(image, 32)
     assert view.shape == (32, 32, channels)
     assert (view == 7).all()
 
 
-def test_evaluation_view_is_the_centre() -> None:
-    view = augment.evaluation_view(ramp(16, 20), 16, 1.0)
+def test_central_square_is_the_centre() -> None:
+    view = augment.central_square(ramp(16, 20), 16)
     np.testing.assert_array_equal(view, ramp(16, 20)[:, 2:18])
 
 
 def test_shrinking_averages() -> None:
     board = np.indices((64, 64)).sum(0)[..., None] % 2 * 200  # a chessboard becomes grey
-    view = augment.evaluation_view(board.astype("uint8"), 16, 1.0)
+    view = augment.central_square(board.astype("uint8"), 16)
     assert (view == 100).all()
 
 

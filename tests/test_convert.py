@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from variables import random_variables
+from variables import assert_same_state_dict, random_variables
 
 import flaxcnn
 from flaxcnn.convert import torchvision_key
@@ -74,4 +75,74 @@ def test_all_faults_are_told_at_once(state_dict: dict[str, np.ndarray]) -> None:
         "  shape: fc.weight (512, 3) does not fit fc/kernel (512, 3)",
         "  missing: layer1.0.conv1.weight (for layer1_0/conv1/kernel)",
         "  not expected: layer1.0.conv3.weight",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
+def test_other_types_become_float32(state_dict: dict[str, np.ndarray], dtype: str) -> None:
+    narrow = {key: value.astype(jnp.dtype(dtype)) for key, value in state_dict.items()}
+    variables = flaxcnn.from_torchvision("resnet18", narrow, **ARGUMENTS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    expected = narrow["layer1.0.conv1.weight"].astype("float32").transpose(2, 3, 1, 0)
+    kernel = variables["params"]["layer1_0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel, expected)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "complex64", "bool"])
+def test_what_is_no_floating_point_is_refused(
+    state_dict: dict[str, np.ndarray], dtype: str
+) -> None:
+    state_dict["bn1.weight"] = np.ones(64, dtype)
+    with pytest.raises(flaxcnn.WeightsError, match=f"numbers: bn1.weight is {dtype}"):
+        flaxcnn.from_torchvision("resnet18", state_dict, **ARGUMENTS)
+
+
+# ------------------------------------------------------------------------------- the way back
+@pytest.mark.parametrize(
+    ("name", "arguments", "in_channels"),
+    [
+        ("resnet20", {"num_classes": 7}, 1),
+        ("googlenet", {"num_classes": 3, "aux_logits": True}, 3),
+        ("googlenet", {"num_classes": 3, "aux_logits": False}, 4),
+        ("efficientnet_lite0", {"num_classes": 5}, 3),
+        ("lenet5", {}, 3),
+    ],
+)
+def test_round_trip(name: str, arguments: dict[str, Any], in_channels: int) -> None:
+    """Bit for bit; classes, channels and auxiliary heads are seen from the variables."""
+    model = flaxcnn.create_model(name, **arguments)
+    variables = random_variables(model, (1, 32, 32, in_channels))
+    state_dict = flaxcnn.to_torchvision(name, variables)
+    again = flaxcnn.from_torchvision(name, state_dict, in_channels=in_channels, **arguments)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    assert_same_state_dict(flaxcnn.to_torchvision(name, again), state_dict)
+
+
+def test_norms_get_their_number_of_batches() -> None:
+    model = flaxcnn.create_model("resnet20")
+    state_dict = flaxcnn.to_torchvision("resnet20", random_variables(model, (1, 32, 32, 3)))
+    counters = [key for key in state_dict if key.endswith("num_batches_tracked")]
+    assert len(counters) == 19
+    assert state_dict["layer1.0.bn1.num_batches_tracked"].dtype == np.int64
+    assert state_dict["layer1.0.bn1.num_batches_tracked"].shape == ()
+    for value in state_dict.values():  # torch.from_numpy warns of what cannot be written to
+        assert value.flags.writeable
+        assert value.flags.c_contiguous
+
+
+def test_all_faults_on_the_way_back_are_told_at_once() -> None:
+    model = flaxcnn.create_model("resnet20", **ARGUMENTS)
+    variables = random_variables(model, (1, 32, 32, 3))
+    params = variables["params"]
+    del params["layer1_0"]["conv1"]
+    params["layer9"] = {"kernel": np.zeros(1)}
+    params["bn1"]["scale"] = np.ones((16, 2))
+    params["conv1"]["kernel"][0, 0, 0, 0] = np.inf
+    with pytest.raises(flaxcnn.WeightsError, match="not the variables of resnet20") as caught:
+        flaxcnn.to_torchvision("resnet20", variables)
+    assert sorted(str(caught.value).splitlines()[1:]) == [
+        "  missing: layer1_0/conv1/kernel (for layer1.0.conv1.weight)",
+        "  not expected: layer9/kernel",
+        "  not finite: conv1/kernel",
+        "  shape: bn1/scale (16, 2) is not (16,)",
     ]

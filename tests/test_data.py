@@ -77,8 +77,16 @@ def test_processes_share_the_same_global_batches(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("batch_size", [6, 20, 32])
 def test_evaluation_sees_every_example_once(batch_size: int) -> None:
-    plan = dataclasses.replace(PLAIN, batch_size=batch_size)
-    batches = list(data.evaluation_batches(numbered(20), plan, 2))
+    transform = data.evaluation_transform(PLAIN, ((0.5,), (0.5,)))
+    batches = list(data.evaluation_batches(numbered(20), transform, batch_size, 2))
     assert {batch["label"].shape for batch in batches} == {(batch_size,)}
     seen = [batch["label"][batch["mask"]].tolist() for batch in batches]
     assert list(itertools.chain.from_iterable(seen)) == list(range(20))
+
+
+@pytest.mark.parametrize(("augmentation", "resized"), [("resized_crop", 256), ("pad_crop", 224)])
+def test_evaluation_crops_where_training_does(augmentation: str, resized: int) -> None:
+    plan = dataclasses.replace(PLAIN, image_size=224, augmentation=augmentation)
+    transform = data.evaluation_transform(plan, ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    assert (transform.crop_size, transform.resize_size) == (224, resized)
+    assert (transform.mean, transform.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from twins import MODELS, odd_size, seeded_images, seeded_weights, summary
+from variables import assert_same_state_dict
 
 import flaxcnn
 from flaxcnn import pooling
@@ -27,7 +28,8 @@ def check(name: str, **arguments: Any) -> None:
         shapes = {key: tuple(shape) for key, shape in json.loads(str(golden["shapes"])).items()}
         expected = {key: golden[key] for key in golden.files if key != "shapes"}
     model = flaxcnn.create_model(name, **arguments)
-    variables = flaxcnn.from_torchvision(name, seeded_weights(shapes))
+    state_dict = seeded_weights(shapes)
+    variables = flaxcnn.from_torchvision(name, state_dict)
     images = seeded_images(odd_size(name))
 
     @jax.jit  # of both at once: XLA computes what they share, all of it, once
@@ -48,6 +50,7 @@ def check(name: str, **arguments: Any) -> None:
     theirs = expected.pop("logits")
     np.testing.assert_allclose(logits, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=0)
     assert not expected, "stages that the model does not have"
+    assert_same_state_dict(flaxcnn.to_torchvision(name, variables), state_dict)
 
 
 @pytest.mark.slow

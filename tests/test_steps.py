@@ -104,7 +104,7 @@ def test_evaluation_counts_each_example_and_no_padding(num_classes: int) -> None
     batches = [random_batch(16, plan, seed) for seed in range(4)]
     masks = [np.arange(16) < count for count in (16, 16, 16, 5)]
     batches = [{**b, "mask": m} for b, m in zip(batches, masks, strict=True)]
-    found = steps.evaluate(eval_step, current, steps.on_devices(batches))
+    found = steps.evaluate(eval_step, current.variables, steps.on_devices(batches))
 
     images = np.concatenate([b["image"][m] for b, m in zip(batches, masks, strict=True)])
     labels = np.concatenate([b["label"][m] for b, m in zip(batches, masks, strict=True)])
@@ -136,7 +136,7 @@ def test_evaluation_ends_when_told_to_stop() -> None:
         asked.append(None)
         return len(asked) > 2
 
-    assert steps.evaluate(eval_step, current, steps.on_devices(batches), told) is None
+    assert steps.evaluate(eval_step, current.variables, steps.on_devices(batches), told) is None
     assert len(asked) == 5  # two were on their way
 
 
@@ -168,7 +168,7 @@ def test_dropout_differs_between_steps_and_devices_but_not_between_runs() -> Non
             {"params": created.params},
             steps.normalised(jnp.asarray(image["image"]), MEAN_AND_STD),
             train=True,
-            rngs={"dropout": jax.random.fold_in(key, device)},
+            rngs=steps.random_streams(jax.random.fold_in(key, device)),
         )
         alone.append(optax.softmax_cross_entropy_with_integer_labels(logits, image["label"])[0])
     assert len({float(loss) for loss in alone}) == 8

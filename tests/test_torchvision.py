@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from twins import MODELS, OWN_SIZES, odd_size, seeded_images
+from variables import assert_same_state_dict
 
 import flaxcnn
 from train.steps import training_loss
@@ -51,6 +52,9 @@ def ours(name: str, net_state: dict[str, np.ndarray], **arguments: Any) -> tuple
 def test_stages_and_logits(name: str, side: Any) -> None:
     net = side.twin(name, NUM_CLASSES)
     model, variables = ours(name, side.state_dict(net))
+    # The way back: what torch loads with strict=True, to the last bit.
+    exported = flaxcnn.to_torchvision(name, variables)
+    assert_same_state_dict(exported, side.state_dict(net))
 
     @jax.jit
     def run(variables: Any, images: jax.Array) -> Any:

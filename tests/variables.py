@@ -1,5 +1,6 @@
 """Variables of a network, random or only their shapes, without compiling its initialisation."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,3 +40,11 @@ def random_variables(
 def count(tree: Any) -> int:
     """How many numbers the arrays of a tree hold."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def assert_same_state_dict(ours: Mapping[str, np.ndarray], theirs: Mapping[str, Any]) -> None:
+    """The same keys, shapes, types and bits."""
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert (value.shape, value.dtype) == (theirs[key].shape, theirs[key].dtype), key
+        np.testing.assert_array_equal(value, theirs[key], err_msg=key)

@@ -1,4 +1,5 @@
-"""Views of one image: for evaluation always the same, for training drawn from a generator.
+"""Views of one image to train on, drawn from a generator; those to evaluate on are in
+`flaxcnn.transforms`, as they belong to the trained network.
 
 Images are uint8 [H, W, C] arrays; every function gives a square one. OpenCV lets go of the GIL, so
 that grain's read threads work side by side.
@@ -20,10 +21,10 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized.reshape(height, width, image.shape[2])  # OpenCV drops a single channel
 
 
-def evaluation_view(image: np.ndarray, size: int, crop_fraction: float) -> np.ndarray:
-    """The central square: the shorter side resized to size / crop_fraction, then cropped."""
+def central_square(image: np.ndarray, size: int) -> np.ndarray:
+    """The shorter side resized to `size`, and the middle cut out."""
     height, width = image.shape[:2]
-    scale = round(size / crop_fraction) / min(height, width)
+    scale = size / min(height, width)
     # A side never rounds below the crop.
     image = _resize(image, max(size, round(height * scale)), max(size, round(width * scale)))
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
@@ -55,7 +56,7 @@ def random_resized_crop(image: np.ndarray, size: int, rng: np.random.Generator) 
         if 0 < h <= height and 0 < w <= width:
             top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
             return _resize(image[top : top + h, left : left + w], size, size)
-    return evaluation_view(image, size, crop_fraction=1.0)
+    return central_square(image, size)
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

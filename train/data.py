@@ -11,9 +11,11 @@ import grain
 import jax
 import numpy as np
 
+from flaxcnn.transforms import ImageClassification
 from train import augment
 from train.datasets import Source
 from train.plan import Plan
+from train.steps import MeanAndStd
 
 Batch = dict[str, Any]  # of arrays
 
@@ -26,14 +28,13 @@ def training_batches(
     Epochs follow each other without a gap, so no example is dropped.
     Yields {"image": uint8 [b, S, S, C], "label": int32 [b]}, b the batch size per process.
     """
-    crop_fraction = 0.875 if plan.augmentation == "resized_crop" else 1.0
 
     def example(item: tuple[np.ndarray, int], rng: np.random.Generator) -> Batch:
         image, label = item
         if plan.augmentation == "resized_crop":
             image = augment.random_resized_crop(image, plan.image_size, rng)
         else:
-            image = augment.evaluation_view(image, plan.image_size, crop_fraction)
+            image = augment.central_square(image, plan.image_size)
             if plan.augmentation == "pad_crop":
                 image = augment.pad_and_crop(image, rng)
         if plan.flip:
@@ -46,22 +47,39 @@ def training_batches(
     return _in_shares(examples, plan.batch_size, first_step, read_threads)
 
 
-def evaluation_batches(source: Source, plan: Plan, read_threads: int) -> Iterator[Batch]:
+def evaluation_transform(plan: Plan, mean_and_std: MeanAndStd) -> ImageClassification:
+    """How the test images of a run are prepared, and later whatever its network sees.
+
+    Where training sees random crops, the test sees the middle 7/8, as is usual on ImageNet.
+    """
+    cropped = plan.augmentation == "resized_crop"
+    mean, std = mean_and_std
+    return ImageClassification(
+        crop_size=plan.image_size,
+        resize_size=round(plan.image_size / 0.875) if cropped else plan.image_size,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def evaluation_batches(
+    source: Source, transform: ImageClassification, batch_size: int, read_threads: int
+) -> Iterator[Batch]:
     """Every example once, in order; the last batch is padded, and `mask` says with what.
 
-    Yields {"image", "label", "mask": bool [b]}; every process yields as many batches.
+    Yields {"image": uint8, "label", "mask": bool [b]}; every process yields as many batches. The
+    images are not normalised yet, which is the device's part.
     """
-    crop_fraction = 0.875 if plan.augmentation == "resized_crop" else 1.0
     count = len(source)
-    padded = -(count // -plan.batch_size) * plan.batch_size
+    padded = -(count // -batch_size) * batch_size
 
     def example(index: int) -> Batch:
         image, label = source[min(index, count - 1)]
-        image = augment.evaluation_view(image, plan.image_size, crop_fraction)
+        image = transform.view(image)
         return {"image": image, "label": np.int32(label), "mask": np.bool_(index < count)}
 
     examples = grain.MapDataset.range(padded).map(example)
-    return _in_shares(examples, plan.batch_size, 0, read_threads)
+    return _in_shares(examples, batch_size, 0, read_threads)
 
 
 def _in_shares(

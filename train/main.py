@@ -4,12 +4,14 @@ import collections
 import contextlib
 import functools
 import math
+import pathlib
 import signal
 import sys
 from collections.abc import Sequence
 
 import jax
 
+from flaxcnn import model_folder
 from train import allocator, data, datasets, metrics, optim, state, steps
 from train.checkpoint import Checkpoints
 from train.config import Config, make_plan, parse
@@ -29,6 +31,7 @@ def main(config: Config) -> int:
     plan = make_plan(config, dataset, devices, accelerated)
     if accelerated and plan.precision == "float32":  # by default they round what they multiply
         jax.config.update("jax_default_matmul_precision", "highest")
+    transform = data.evaluation_transform(plan, dataset.mean_and_std)
     steps_per_epoch = plan.train_examples / plan.batch_size
     eval_every = config.eval_every or max(round(steps_per_epoch), 100)
     log_every = config.log_every or min(max(round(steps_per_epoch / 10), 10), 100)
@@ -67,9 +70,11 @@ def main(config: Config) -> int:
 
         def evaluate(step: int, current: state.TrainState) -> dict[str, float] | None:
             with clock.paused(current):
-                shares = data.evaluation_batches(dataset.test, plan, config.read_threads)
+                shares = data.evaluation_batches(
+                    dataset.test, transform, plan.batch_size, config.read_threads
+                )
                 found = steps.evaluate(
-                    eval_step, current, steps.on_devices(shares), told=interrupts.noted
+                    eval_step, current.variables, steps.on_devices(shares), told=interrupts.noted
                 )
             if found is not None:
                 record = {"split": "test", "step": step, **found}
@@ -126,6 +131,15 @@ def main(config: Config) -> int:
             if checkpoints and (step % config.checkpoint_every == 0 or is_best or last or stop):
                 with clock.paused(current):
                     checkpoints.save(current, results if evaluated else None)
+                    if is_best and writes:
+                        portable = model_folder.ModelFolder(
+                            arch=plan.arch,
+                            arguments=model_folder.arguments_of(plan.arch, model),
+                            variables=current.variables,
+                            class_names=dataset.class_names,
+                            transform=transform,
+                        )
+                        model_folder.save(pathlib.Path(config.workdir or "", "model"), portable)
 
     # ----------------------------------------------------------------------------------------- end
     if stop:

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 import flaxcnn
 from flaxcnn.blocks import BatchNorm
+from flaxcnn.network import Network
 from train.errors import UsageError
 from train.plan import Plan
 
@@ -39,8 +40,13 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     totals: Totals
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """{'params', 'batch_stats'}, what the network is applied to."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
-def create_model(plan: Plan, devices: int) -> nn.Module:
+
+def create_model(plan: Plan, devices: int) -> Network:
     """The network of the plan, its batch normalisation spread over `devices` as `--bn` says.
 
     Raises:

@@ -22,7 +22,7 @@ from train.state import AXIS, Totals, TrainState
 
 Arrays = dict[str, Any]
 TrainStep = Callable[[TrainState, Arrays], tuple[TrainState, Arrays]]
-EvalStep = Callable[[TrainState, Arrays], Arrays]
+EvalStep = Callable[[Arrays, Arrays], Arrays]
 MeanAndStd = tuple[Sequence[float], Sequence[float]]
 
 
@@ -103,15 +103,14 @@ def training_loss(output: Any, labels: jax.Array, label_smoothing: float) -> jax
 
 
 def make_eval_step(model: nn.Module, mean_and_std: MeanAndStd) -> EvalStep:
-    """(state, batch) -> sums over the batch of all devices, for `over_devices`.
+    """(variables, batch) -> sums over the batch of all devices, for `evaluate_over_devices`.
 
     batch: {"image": uint8 [b, S, S, C], "label": int32 [b], "mask": bool [b], "stop": bool []};
     what is masked out counts for nothing. Returns loss, top1, top5 (the best five, or all where
     there are fewer), n, and stop, how many devices were told to stop.
     """
 
-    def eval_step(state: TrainState, batch: Arrays) -> Arrays:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+    def eval_step(variables: Arrays, batch: Arrays) -> Arrays:
         images = normalised(batch["image"], mean_and_std)
         logits = cast(jax.Array, model.apply(variables, images, train=False))
         labels, mask = batch["label"], batch["mask"]
@@ -185,7 +184,7 @@ def told_to_stop(stop: bool) -> jax.Array:
 # ---------------------------------------------------------------------------------- evaluation
 def evaluate(
     eval_step: EvalStep,
-    state: TrainState,
+    variables: Arrays,
     batches: Iterable[Arrays],
     told: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
@@ -196,7 +195,7 @@ def evaluate(
     sums: collections.Counter[str] = collections.Counter()
     running: collections.deque[Arrays] = collections.deque()
     for batch in batches:
-        running.append(eval_step(state, {**batch, "stop": told_to_stop(told())}))
+        running.append(eval_step(variables, {**batch, "stop": told_to_stop(told())}))
         if len(running) > 2:
             sums.update(_as_numbers(running.popleft()))
         if sums["stop"]:

@@ -1,0 +1,126 @@
+"""Loading a .pth file: flaxcnn beside `torch.load`, time and peak memory.
+
+    python -m benchmarks.load_weights --arch=vgg16
+
+A file of random weights is written by torch, in its format of today (zip) and its old one (legacy).
+Then each contestant loads it in a process of its own, in turns: flaxcnn from the file to the
+variables of the network; torch by `torch.load(weights_only=True)` and a copy of each tensor, as
+`load_state_dict` makes it. Imports and the network's tracing are outside of the time; the peak is
+what resident memory grew by. The file is in the page cache for both.
+"""
+
+import argparse
+import csv
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+# Each is a program that gets the network and the file, and prints {"seconds", "peak_bytes"}.
+MEASURE = """
+import json, resource, sys, time
+arch, path = sys.argv[1:]
+{setup}
+resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+started = time.perf_counter()
+{load}
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident
+print(json.dumps({{"seconds": seconds, "peak_bytes": peak}}))
+"""
+CONTESTANTS = {
+    "flaxcnn": MEASURE.format(
+        setup="""
+import jax, flaxcnn
+from flaxcnn import convert
+jax.device_put(0.0)
+convert.variable_shapes(flaxcnn.create_model(arch))
+""",
+        load="jax.block_until_ready(flaxcnn.load_pretrained(arch, path)[1])",
+    ),
+    "torch": MEASURE.format(
+        setup="import torch",
+        load="kept = {k: v.clone() for k, v in torch.load(path, weights_only=True).items()}",
+    ),
+}
+
+
+def write_files(arch: str, folder: Path) -> dict[str, Path]:
+    """Format -> a file of that network's weights, as torch draws them."""
+    torch = importlib.import_module("torch")
+    if importlib.util.find_spec("torchvision_cpu"):  # makes torchvision import beside a CPU torch
+        importlib.import_module("torchvision_cpu")
+    models = importlib.import_module("torchvision.models")
+    state_dict = models.get_model(arch, weights=None).state_dict()
+    files = {"zip": folder / "zip.pth", "legacy": folder / "legacy.pth"}
+    for form, path in files.items():
+        torch.save(state_dict, path, _use_new_zipfile_serialization=form == "zip")
+    return files
+
+
+def measure(contestant: str, arch: str, path: Path) -> dict[str, float]:
+    """One process, one load."""
+    command = [sys.executable, "-c", CONTESTANTS[contestant], arch, str(path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints a table; writes one row for each format to `--csv`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="vgg16", help="network (vgg16)")
+    parser.add_argument("--rounds", type=int, default=7, help="loads by each contestant (7)")
+    parser.add_argument("--csv", type=Path, help="file to write the medians to")
+    options = parser.parse_args(arguments)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for form, path in write_files(options.arch, Path(folder)).items():
+            rounds = [
+                {name: measure(name, options.arch, path) for name in CONTESTANTS}
+                for _ in range(options.rounds)
+            ]
+            row: dict[str, object] = {
+                "arch": options.arch,
+                "format": form,
+                "file_mb": round(path.stat().st_size / 1e6),
+                "rounds": options.rounds,
+            }
+            for name in CONTESTANTS:
+                for unit, key, scale in (("s", "seconds", 1), ("peak_mb", "peak_bytes", 1e6)):
+                    median = statistics.median(each[name][key] for each in rounds)
+                    row[f"{name}_{unit}"] = round(median / scale, 3)
+            for key in ("seconds", "peak_bytes"):
+                ratios = [each["flaxcnn"][key] / each["torch"][key] for each in rounds]
+                row[f"ratio_{key.split('_')[0]}"] = round(statistics.median(ratios), 3)
+            rows.append(row)
+            print("  ".join(f"{key} {value}" for key, value in row.items()))
+    if options.csv:
+        versions = {f"{name}_version": metadata.version(name) for name in ("jax", "torch")}
+        machine = {"machine": f"{os.cpu_count()} cores, {_processor()}", **versions}
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], *machine])
+            writer.writeheader()
+            writer.writerows({**row, **machine} for row in rows)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

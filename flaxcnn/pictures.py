@@ -1,0 +1,62 @@
+"""Pictures in files, which may come from anywhere: upright, in 8 bits, or refused by name."""
+
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from flaxcnn.errors import PictureError
+
+FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",)}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+
+def read_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """The picture in a file, turned as its camera says, in mode "L" or "RGB".
+
+    Grey pictures of 16 bits are brought to 8; what is transparent shows on black.
+
+    Raises:
+        PictureError: for a file that is missing, broken, too large (PIL's limit of 179 million
+            pixels), or none of JPEG, PNG, WebP and BMP.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of the limit
+            with Image.open(path, formats=tuple(FORMATS)) as image:
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+    except Image.UnidentifiedImageError:
+        raise PictureError(f"{path}: none of {', '.join(FORMATS)}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PictureError(f"{path}: no whole picture: {reason}") from error
+    if upright.mode.startswith("I"):  # 16 bits, which PIL would clip to 255
+        return Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8))
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
+    return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
+
+
+def picture_files(paths: Iterable[str | os.PathLike[str]]) -> list[pathlib.Path]:
+    """The files named, and those in the folders named that are called like pictures, sorted.
+
+    Raises:
+        PictureError: for a path that is not there, or a folder without pictures.
+    """
+    files = []
+    for path in map(pathlib.Path, paths):
+        if not path.is_dir():
+            if not path.exists():
+                raise PictureError(f"{path}: no such file")
+            files.append(path)
+            continue
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise PictureError(f"{path}: no pictures in this folder ({', '.join(SUFFIXES)})")
+        files += inside
+    return files
