@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -25,13 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_convert(commands)
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
     except InputError as error:
         print(f"python -m flaxcnn: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         return 1
+    return code
 
 
 # ---------------------------------------------------------------------------------------- models
@@ -84,7 +87,10 @@ def _accuracy(name: str) -> float:
 def _number(text: str) -> float:
     """ "10M" -> 10,000,000."""
     scale = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}.get(text[-1:].lower())
-    return float(text[:-1]) * scale if scale else float(text)
+    try:
+        return float(text[:-1]) * scale if scale else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number such as 10M") from None
 
 
 # --------------------------------------------------------------------------------------- predict
@@ -111,10 +117,10 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _predict(options: argparse.Namespace) -> int:
-    if options.model and options.weights:
+    if options.model is not None and options.weights:
         raise InputError("--weights are those of --arch; a model folder has its own")
     files = picture_files(options.images)
-    if options.model:
+    if options.model is not None:
         classifier = predict.classifier_of_run(options.model)
     else:
         classifier = predict.classifier_with_weights(options.arch, options.weights or "DEFAULT")
@@ -149,10 +155,9 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
+    return int(text)
 
 
 # --------------------------------------------------------------------------------------- convert
@@ -166,12 +171,17 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--arch", help="network; a model folder says itself which")
     told = parser.add_argument_group(
-        "what a file does not say, for a model folder (as for the network's default weights)"
+        "of a model folder, where it is not as for the network's default weights"
     )
     told.add_argument("--image-size", type=_positive, help="pixels, of the square it is given")
     told.add_argument("--mean", type=float, nargs="+", help="of each channel, from 0 to 1")
     told.add_argument("--std", type=float, nargs="+", help="of each channel")
     told.add_argument("--classes", metavar="FILE", help="names of the classes, one on each line")
+    told.add_argument(
+        "--no-transform-input",
+        action="store_true",
+        help="GoogLeNet's weights were trained from scratch, on images as they are normalised",
+    )
     parser.set_defaults(run=_convert)
 
 
@@ -185,32 +195,35 @@ def _convert(options: argparse.Namespace) -> int:
         raise InputError("--arch: which network the file is of, such as --arch=resnet50")
     if saved and arch != saved.arch:
         raise InputError(f"{source}: holds {saved.arch}, not {arch}")
-    if target.suffix:
+    if not target.suffix:
+        saved = saved or predict.classifier_with_weights(arch, str(source)).as_folder(arch)
+        model_folder.save(target, _described(saved, options))
+    elif any((options.image_size, options.mean, options.std, options.classes)):
+        raise InputError(f"{target}: holds weights alone; give what is told of them to a folder")
+    else:
         # From file to file nothing is left out, GoogLeNet's auxiliary heads neither.
         variables = saved.variables if saved else pretrained.read_variables(arch, source)
-        write_state_dict(target, convert.to_torchvision(arch, variables))
-    else:
-        if not saved:
-            saved = _described(predict.classifier_with_weights(arch, str(source)), options)
-        model_folder.save(target, saved)
+        in_channels = len(saved.transform.mean) if saved else None
+        state_dict = convert.to_torchvision(arch, variables, in_channels=in_channels)
+        write_state_dict(target, state_dict)
     print(f"{target}: {arch}")
     return 0
 
 
 def _described(
-    classifier: predict.Classifier, options: argparse.Namespace
+    saved: model_folder.ModelFolder, options: argparse.Namespace
 ) -> model_folder.ModelFolder:
-    """What a model folder holds, with what the command line says of it."""
-    names = classifier.class_names
+    """The same weights, with what the command line says of them."""
+    names = saved.class_names
     if options.classes:
         try:
             names = pathlib.Path(options.classes).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--classes={options.classes}: {error}") from error
-        if len(names) != len(classifier.class_names):
+        if len(names) != len(saved.class_names):
             raise InputError(
                 f"--classes={options.classes} has {len(names)} names, "
-                f"the weights have {len(classifier.class_names)} classes"
+                f"the weights have {len(saved.class_names)} classes"
             )
     told = {
         "crop_size": options.image_size,
@@ -220,22 +233,19 @@ def _described(
     }
     try:
         transform = dataclasses.replace(
-            classifier.transform, **{k: v for k, v in told.items() if v is not None}
+            saved.transform, **{k: v for k, v in told.items() if v is not None}
         )
     except ValueError as error:
         raise InputError(f"--image-size, --mean or --std: {error}") from error
-    if len(transform.mean) != len(classifier.transform.mean):
+    if len(transform.mean) != len(saved.transform.mean):
         raise InputError(
             f"--mean has {len(transform.mean)} values, "
-            f"the weights are for {len(classifier.transform.mean)} channels"
+            f"the weights are for {len(saved.transform.mean)} channels"
         )
-    return model_folder.ModelFolder(
-        arch=options.arch,
-        arguments=model_folder.arguments_of(options.arch, classifier.model),
-        variables=classifier.variables,
-        class_names=names,
-        transform=transform,
-    )
+    arguments = dict(saved.arguments)
+    if options.no_transform_input:
+        arguments["transform_input"] = False
+    return dataclasses.replace(saved, arguments=arguments, class_names=names, transform=transform)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def from_torchvision(
             )
         elif not jnp.issubdtype(value.dtype, jnp.floating):
             faults.append(f"no floating-point numbers: {key} is {value.dtype}")
-        elif not _is_finite(value):
+        elif not is_finite(value := _cast(value, target)):
             faults.append(f"not finite: {key}")
         else:
             values.append(_on_device(_to_flax(value, path, model.flattened), target))
@@ -84,7 +84,11 @@ def from_torchvision(
 
 
 def to_torchvision(
-    name: str, variables: Mapping[str, Any], **arguments: Any
+    name: str,
+    variables: Mapping[str, Any],
+    *,
+    in_channels: int | None = None,
+    **arguments: Any,
 ) -> dict[str, np.ndarray]:
     """torchvision's state_dict of network `name`, as numpy arrays: `torch.from_numpy` each.
 
@@ -93,6 +97,7 @@ def to_torchvision(
 
     Args:
         variables: {'params', 'batch_stats'} of `create_model(name, ...)`.
+        in_channels: of the images; None: as many as the first kernels have, if they are usual ones.
         arguments: those of `create_model`, where they cannot be seen from the variables, as
             `num_classes` and GoogLeNet's `aux_logits` can.
 
@@ -105,21 +110,22 @@ def to_torchvision(
     if "aux_logits" in registry.argument_names(name):
         arguments = {"aux_logits": "aux1" in variables["params"], **arguments}
     expected = by_path(variable_shapes(registry.create_model(name, **arguments)))
-    num_classes, in_channels = seen_in(
+    num_classes, seen_channels = seen_in(
         (shapes[path], target.shape) for path, target in expected.items() if path in shapes
     )
     if num_classes is not None:
         arguments = {"num_classes": num_classes, **arguments}
     model = registry.create_model(name, **arguments)
     unused, faults, state_dict = set(ours), [], {}
-    for key, (path, target) in entries(model, variable_shapes(model, in_channels or 3)).items():
+    in_channels = in_channels or seen_channels or 3
+    for key, (path, target) in entries(model, variable_shapes(model, in_channels)).items():
         unused.discard(path)
         where = "/".join(path)
         if path not in ours:
             faults.append(f"missing: {where} (for {key})")
         elif shapes[path] != target.shape:
             faults.append(f"shape: {where} {shapes[path]} is not {target.shape}")
-        elif not _is_finite(value := np.asarray(ours[path])):
+        elif not is_finite(value := np.asarray(ours[path])):
             faults.append(f"not finite: {where}")
         else:
             state_dict[key] = np.array(_to_torch(value, path, model.flattened), order="C")
@@ -221,7 +227,6 @@ def _to_torch(value: np.ndarray, path: Path, flattened: Flattened) -> np.ndarray
 
 def _on_device(value: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:
     """A copy: what `value` is a view of may change, or be a file that somebody cuts short."""
-    value = value.astype(target.dtype, copy=False)
     if value.flags.c_contiguous:
         return jnp.array(value.reshape(target.shape))
     copy = jax.device_put(value)  # transposes on its way, three times as fast as numpy
@@ -233,7 +238,12 @@ def _reshaped(x: jax.Array, shape: Shape) -> jax.Array:
     return x.reshape(shape)
 
 
-def _is_finite(value: np.ndarray) -> bool:
+def _cast(value: np.ndarray, target: jax.ShapeDtypeStruct) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite then, and told
+        return value.astype(target.dtype, copy=False)
+
+
+def is_finite(value: np.ndarray) -> bool:
     """In parts, so that what numpy says of each number takes no room."""
     parts = np.array_split(np.atleast_1d(value), value.nbytes // 2**24 + 1)
     return all(np.isfinite(part).all() for part in parts)

@@ -3,12 +3,12 @@
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from flaxcnn.errors import PictureError
+from flaxcnn.transforms import in_8_bits
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",)}
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
@@ -23,23 +23,38 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
         PictureError: for a file that is missing, broken, too large (PIL's limit of 179 million
             pixels), or none of JPEG, PNG, WebP and BMP.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of the limit
-            with Image.open(path, formats=tuple(FORMATS)) as image:
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-    except Image.UnidentifiedImageError:
-        raise PictureError(f"{path}: none of {', '.join(FORMATS)}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PictureError(f"{path}: no whole picture: {reason}") from error
-    if upright.mode.startswith("I"):  # 16 bits, which PIL would clip to 255
-        return Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8))
+    upright = in_8_bits(_decoded(path, ImageOps.exif_transpose))
     if "A" in upright.getbands() or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
     return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
+
+
+def read_as_stored(path: str | os.PathLike[str]) -> Image.Image:
+    """The picture in a file as RGB, neither turned nor blended: as torchvision's data sets read it.
+
+    Published accuracies are of pictures read so.
+
+    Raises:
+        PictureError: as `read_picture` does.
+    """
+    return _decoded(path, lambda image: in_8_bits(image).convert("RGB"))
+
+
+def _decoded(
+    path: str | os.PathLike[str], then: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a size above half the limit, of odd metadata
+            with Image.open(path, formats=tuple(FORMATS)) as image:
+                image.load()
+                return then(image)
+    except Image.UnidentifiedImageError:
+        raise PictureError(f"{path}: none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # PIL's decoders raise whatever a broken file leads them into
+        reason = getattr(error, "strerror", None) or error
+        raise PictureError(f"{path}: no whole picture: {reason}") from error
 
 
 def picture_files(paths: Iterable[str | os.PathLike[str]]) -> list[pathlib.Path]:

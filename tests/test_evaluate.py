@@ -1,5 +1,6 @@
 """`python -m train.evaluate`: every image once, prepared as the weights want it."""
 
+import dataclasses
 import pathlib
 import re
 from typing import Any
@@ -58,6 +59,29 @@ def test_a_runs_model_folder_has_the_runs_accuracy(
         assert n == best["n"] == 360
         assert top1 == pytest.approx(100 * best["top1"], abs=5e-4)  # as printed
         assert top5 == pytest.approx(100 * best["top5"], abs=5e-4)
+
+
+@pytest.mark.slow
+def test_a_lost_model_folder_is_written_again(trained: pathlib.Path) -> None:
+    expected = (trained / "model" / "weights.safetensors").read_bytes()
+    (trained / "model").rename(trained / "lost")
+    flags = ("--arch=lenet5", "--steps=40", "--batch_size=64", f"--workdir={trained}")
+    runs.run(*flags, "--eval_every=20")
+    assert model_folder.is_one(trained / "model")
+    best = max(record["top1"] for record in runs.records(trained, "test"))
+    if runs.records(trained, "test")[-1]["top1"] == best:  # the last is the one it can write
+        assert (trained / "model" / "weights.safetensors").read_bytes() == expected
+
+
+@pytest.mark.slow
+def test_other_names_of_classes_are_told(
+    trained: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = model_folder.load(trained / "model")
+    renamed = dataclasses.replace(saved, class_names=[f"digit {i}" for i in range(10)])
+    model_folder.save(tmp_path / "model", renamed)
+    err = complaint(capsys, "--model", str(tmp_path / "model"), "--dataset=digits")
+    assert "class 0 is 'digit 0' to the network, and '0' in the data set" in err
 
 
 @pytest.mark.slow
@@ -125,6 +149,14 @@ def test_weights_in_a_file_against_the_network(
         (("--model=gone", "--dataset=digits"), "gone: no model folder"),
         (("--arch=efficientnet_lite0", "--dataset=folder"), "needs --data_dir"),
         (("--arch=resnet20", "--weights=gone.pth", "--dataset=digits"), "No such file"),
+        (
+            ("--arch=efficientnet_lite0", "--dataset=folder", "--data_dir=/gone"),
+            "--data_dir=/gone: no such directory",
+        ),
+        (
+            ("--arch=efficientnet_lite0", "--dataset=digits", "--split=val"),
+            "--split=val: digits has the split test alone",
+        ),
     ],
 )
 def test_wrong_requests(

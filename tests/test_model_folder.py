@@ -85,10 +85,15 @@ def test_a_place_that_cannot_be_written_is_told(saved: Any, tmp_path: pathlib.Pa
     [
         ({"format": 2}, "written in format 2, this reads 1"),
         ({"arch": "lenet6"}, "unknown model 'lenet6'"),
-        ({"arch": ["lenet5"]}, "not usable"),
-        ({"arguments": {"num_classes": "4"}}, "no numbers: num_classes"),
-        ({"arguments": {"norm": 1, "num_classes": 4}}, "has no argument norm"),
-        ({"arguments": {"num_classes": 10**12}}, "4 class names for 1000000000000"),
+        ({"arch": ["lenet5"]}, "the network is called"),
+        ({"format": "1"}, "written in format '1'"),
+        ({"arguments": {"num_classes": "4"}}, "the argument 'num_classes', or its value"),
+        ({"arguments": {"norm": 1, "num_classes": 4}}, "the argument 'norm'"),
+        ({"arguments": {"num_classes": 4.0}}, "the argument 'num_classes'"),
+        ({"arguments": {"num_classes": 4, "aux_logits": True}}, "has no argument aux_logits"),
+        # Of an EfficientNet it would be hours of tracing.
+        ({"arguments": {"num_classes": 4, "depth": 1e9}}, "the argument 'depth'"),
+        ({"arguments": {"num_classes": 10**12}}, "1000000000000 classes"),
         ({"arguments": None}, "not usable"),
         ({"transform": {"crop_size": 32}}, "not usable"),
         ({"transform": {**dataclasses.asdict(TRANSFORM), "crop_size": "32"}}, "crop_size"),
@@ -96,7 +101,12 @@ def test_a_place_that_cannot_be_written_is_told(saved: Any, tmp_path: pathlib.Pa
         ({"transform": {**dataclasses.asdict(TRANSFORM), "std": [0.0]}}, "std"),
         ({"transform": {**dataclasses.asdict(TRANSFORM), "std": [1.0, 1.0]}}, "std"),
         ({"transform": {**dataclasses.asdict(TRANSFORM), "interpolation": "x"}}, "interpolation"),
-        ({"classes": ["a", "b"]}, "2 class names for 4 classes"),
+        ({"transform": {**dataclasses.asdict(TRANSFORM), "mean": []}}, "mean"),
+        ({"classes": ["a", "b"]}, "not 4 class names"),
+        ({"classes": "abcd"}, "not 4 class names"),
+        ({"classes": ["a", "b", "c", "\x1b[2J"]}, "no printable text"),
+        ({"classes": ["a", "b", "c", ["d"]]}, "no printable text"),
+        ({"sha256": "0" * 64}, "is not the one that model.json describes"),
     ],
 )
 def test_wrong_descriptions_are_refused(saved: Any, change: dict[str, Any], message: str) -> None:
@@ -141,3 +151,31 @@ def test_weights_cut_short_are_refused(saved: Any) -> None:
         (path / "weights.safetensors").write_bytes(whole[:length])
         with pytest.raises(flaxcnn.WeightsError, match=r"weights\.safetensors"):
             model_folder.load(path)
+
+
+def test_a_second_save_that_was_cut_off_is_not_read(
+    saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New weights are there, and the description of the old ones."""
+    path, written = saved
+    doubled = jax.tree.map(lambda x: 2 * x, written.variables)
+    monkeypatch.setattr(model_folder.json, "dump", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model_folder.save(path, dataclasses.replace(written, variables=doubled))
+    with pytest.raises(flaxcnn.WeightsError, match="is not the one that"):
+        model_folder.load(path)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int32", "bool", "complex64"])
+def test_other_types_are_refused(saved: Any, dtype: str) -> None:
+    path, written = saved
+    variables = jax.tree.map(lambda x: np.ones(x.shape, dtype), written.variables)
+    model_folder.save(path, dataclasses.replace(written, variables=variables))
+    with pytest.raises(flaxcnn.WeightsError, match=f"type: params/C1/bias {dtype} is not float32"):
+        model_folder.load(path)
+
+
+def test_networks_that_a_folder_cannot_describe_are_refused() -> None:
+    model = flaxcnn.create_model("resnet20", stage_sizes=(1, 1, 1))
+    with pytest.raises(flaxcnn.WeightsError, match="another stage_sizes"):
+        model_folder.arguments_of("resnet20", model)

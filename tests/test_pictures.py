@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from flaxcnn.errors import PictureError
-from flaxcnn.pictures import picture_files, read_picture
+from flaxcnn.pictures import picture_files, read_as_stored, read_picture
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
@@ -27,6 +27,37 @@ def test_pictures_are_turned_as_the_camera_says(tmp_path: pathlib.Path) -> None:
     exif[0x0112] = 6  # to be seen right, turned clockwise
     Image.fromarray(RGB).save(path, exif=exif)
     np.testing.assert_array_equal(np.asarray(read_picture(path)), np.rot90(RGB, -1))
+
+
+def test_as_stored_is_neither_turned_nor_blended(tmp_path: pathlib.Path) -> None:
+    """As torchvision's data sets read pictures: `Image.open(...).convert("RGB")`."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(read_as_stored(tmp_path / "turned.png")), RGB)
+    Image.new("RGBA", (4, 4), (200, 100, 50, 0)).save(tmp_path / "clear.png")
+    assert read_as_stored(tmp_path / "clear.png").getpixel((0, 0)) == (200, 100, 50)
+
+
+def test_mutated_pictures_are_read_or_refused(tmp_path: pathlib.Path) -> None:
+    """Small ones of each format, with EXIF data; what PIL raises is never seen."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    path, rng, refused = tmp_path / "mutated", np.random.default_rng(0), 0
+    for suffix in ("png", "jpg", "webp", "bmp"):
+        whole_path = tmp_path / f"whole.{suffix}"
+        Image.fromarray(RGB).save(whole_path, **({} if suffix == "bmp" else {"exif": exif}))
+        whole = np.frombuffer(whole_path.read_bytes(), np.uint8)
+        for _ in range(500):
+            mutated = whole.copy()
+            mutated[rng.integers(0, len(whole), 3)] = rng.integers(0, 256, 3)
+            path.write_bytes(mutated.tobytes())
+            for read in (read_picture, read_as_stored):
+                try:
+                    read(path)
+                except PictureError:
+                    refused += 1
+    assert 500 < refused < 3900
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`load_pretrained`: names, files, other heads and channels, against the network they come from."""
 
 import logging
+import math
 import pathlib
 from typing import Any
 
@@ -11,7 +12,7 @@ from twins import seeded_images
 from variables import random_variables
 
 import flaxcnn
-from flaxcnn import googlenet, model_folder, pretrained
+from flaxcnn import model_folder, pretrained
 from flaxcnn.state_dicts import write_state_dict
 from flaxcnn.transforms import ImageClassification
 
@@ -121,7 +122,9 @@ def test_another_number_of_classes(
     assert not same(other["params"]["fc"]["kernel"], fresh["kernel"])
 
 
-def test_features_without_a_trained_classifier(tmp_path: pathlib.Path) -> None:
+def test_features_without_a_trained_classifier(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As `VGG16_Weights.IMAGENET1K_FEATURES`: NaN in what features do not need, and only there."""
     model = flaxcnn.create_model("vgg11", num_classes=2)
     variables = random_variables(model, IMAGES.shape)
@@ -133,11 +136,22 @@ def test_features_without_a_trained_classifier(tmp_path: pathlib.Path) -> None:
     headless, loaded = flaxcnn.load_pretrained("vgg11", tmp_path / "features.pth", num_classes=0)
     assert headless.num_classes == 0
     assert not any(name.startswith("classifier") for name in loaded["params"])
-    with pytest.raises(flaxcnn.WeightsError, match="not finite: classifier.0.weight"):
+    with pytest.raises(flaxcnn.WeightsError, match=r"not finite: classifier\.0\.weight"):
         flaxcnn.load_pretrained("vgg11", tmp_path / "features.pth")
+    # With published weights of that kind this goes by itself, with another head too.
+    monkeypatch.setattr(pretrained, "weights_file", lambda weights: tmp_path / "features.pth")
+    nan = flaxcnn.VGG11_Weights.DEFAULT.value._replace(accuracy=(math.nan, math.nan))
+    monkeypatch.setattr(flaxcnn.VGG11_Weights.DEFAULT, "_value_", nan)
+    by_itself, _ = flaxcnn.load_pretrained(flaxcnn.VGG11_Weights.DEFAULT)
+    assert by_itself == headless
+    _, with_head = flaxcnn.load_pretrained(flaxcnn.VGG11_Weights.DEFAULT, num_classes=3)
+    assert with_head["params"]["classifier_6"]["bias"].shape == (3,)
+    assert same(
+        with_head["params"]["features_0"]["kernel"], variables["params"]["features_0"]["kernel"]
+    )
     state_dict["features.0.bias"][0] = np.inf
     write_state_dict(tmp_path / "broken.pth", state_dict)
-    with pytest.raises(flaxcnn.WeightsError, match="not finite: features.0.bias"):
+    with pytest.raises(flaxcnn.WeightsError, match=r"not finite: features\.0\.bias"):
         flaxcnn.load_pretrained("vgg11", tmp_path / "broken.pth", num_classes=0)
 
 
@@ -187,6 +201,9 @@ def test_googlenet_comes_without_heads_and_transforms_its_input(inception: Any) 
     assert (model.aux_logits, model.transform_input) == (False, True)
     body = {k: v for k, v in variables["params"].items() if k not in ("aux1", "aux2")}
     jax.tree.map(np.testing.assert_array_equal, loaded["params"], body)
+    model, with_head = flaxcnn.load_pretrained("googlenet", path, num_classes=3)
+    assert model.transform_input
+    assert with_head["params"]["fc"]["bias"].shape == (3,)
     model, loaded = flaxcnn.load_pretrained("googlenet", path, aux_logits=True)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     _, without = flaxcnn.load_pretrained("googlenet", path)
@@ -211,8 +228,6 @@ def test_googlenet_of_grey_images_transforms_in_its_first_layer(inception: Any) 
     # Float32 sums of 147 products in another order.
     np.testing.assert_allclose(found["conv1"][inner], expected["conv1"][inner], atol=1e-4)
     assert not np.allclose(found["conv1"], expected["conv1"], atol=1e-2)
-    with pytest.raises(KeyError):
-        googlenet.without_transform_input({"params": {}, "batch_stats": {}})
 
 
 # ------------------------------------------------------------------------------------- refusals
@@ -222,9 +237,11 @@ def test_googlenet_of_grey_images_transforms_in_its_first_layer(inception: Any) 
         (("resnet5",), "unknown model 'resnet5'; did you mean .*resnet50"),
         (("zfnet",), "no published weights of 'zfnet'"),
         (("resnet18", "IMAGENET1K_V2"), "it has IMAGENET1K_V1, DEFAULT, and takes files"),
+        (("resnet18", None), "weights=None: give a name or a file"),
         (("resnet18", flaxcnn.ResNet34_Weights.DEFAULT), "weights of resnet34, not of resnet18"),
         ((flaxcnn.ResNet34_Weights.DEFAULT, "IMAGENET1K_V2"), "are weights already"),
-        (("resnet18", "gone.pth"), "gone.pth"),
+        (("resnet18", "gone.pth"), "gone.pth: cannot be read: No such file"),
+        (("resnet18", "gone/weights"), "gone/weights: cannot be read: No such file"),
         (("runs/gone/model",), "runs/gone/model: no model folder"),
     ],
 )
@@ -236,6 +253,71 @@ def test_what_cannot_be_had_is_told(arguments: Any, message: str) -> None:
 def test_weights_of_another_network_are_told_with_the_file(file: pathlib.Path) -> None:
     with pytest.raises(flaxcnn.WeightsError, match=r"weights.safetensors: not a state_dict of"):
         flaxcnn.load_pretrained("resnet32", file)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"num_classes": -1}, "num_classes=-1: 0, for pooled features, or more"),
+        ({"num_classes": "10"}, "num_classes='10'"),
+        ({"in_channels": 0}, "in_channels=0: at least 1"),
+        ({"in_channels": -1}, "in_channels=-1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_told(
+    file: pathlib.Path, numbers: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(flaxcnn.errors.InputError, match=message):
+        flaxcnn.load_pretrained(NAME, file, **numbers)
+
+
+@pytest.mark.parametrize("source", ["file", "folder"])
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (4, 4, 4)])
+def test_nothing_but_the_head_is_ever_drawn(
+    source: str, sizes: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
+    """Nor left out: a network with other blocks than the weights is refused."""
+    path = request.getfixturevalue(source)
+    loaded = {"file": (NAME, path), "folder": (path,)}[source]
+    with pytest.raises(flaxcnn.WeightsError, match=r"do not fit .* with the arguments given"):
+        flaxcnn.load_pretrained(*loaded, num_classes=3, stage_sizes=sizes)
+
+
+def test_a_networks_name_is_not_a_folder(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    folder.rename(tmp_path / "resnet18")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLAXCNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pretrained, "weights_file", lambda weights: f"{weights}.pth")
+    with pytest.raises(flaxcnn.WeightsError, match=r"ResNet18_Weights.IMAGENET1K_V1.pth: cannot"):
+        flaxcnn.load_pretrained("resnet18")
+    model, _ = flaxcnn.load_pretrained("./resnet18")
+    assert model.num_classes == 7
+    with pytest.raises(flaxcnn.errors.InputError, match="is a model folder and has weights"):
+        flaxcnn.load_pretrained("./resnet18", "IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("name", ["lecun1989", "lenet5", "resnet20", "googlenet_v1"])
+def test_folders_of_grey_networks(name: str, tmp_path: pathlib.Path) -> None:
+    model = flaxcnn.create_model(name, num_classes=4)
+    grey = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
+    variables = random_variables(model, grey.shape)
+    saved = model_folder.ModelFolder(
+        arch=name,
+        arguments={"num_classes": 4},
+        variables=variables,
+        class_names=list("abcd"),
+        transform=ImageClassification(crop_size=32, resize_size=32, mean=(0.5,), std=(0.5,)),
+    )
+    model_folder.save(tmp_path / "model", saved)
+    loaded, again = flaxcnn.load_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(
+        loaded.apply(again, grey, train=False), model.apply(variables, grey, train=False)
+    )
+    if name == "lecun1989":  # whose first kernel is not one for each channel
+        with pytest.raises(flaxcnn.WeightsError, match="for 1 channels, do not fit 3 channels"):
+            flaxcnn.load_pretrained(tmp_path / "model", in_channels=3)
 
 
 def test_lite0_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,11 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
         "refused: attributes are set on <Tensor>",
     ),
     "attributes of a dict": (in_zip(b"}}b"), "refused: attributes are set on <dict>"),
+    "attributes of an OrderedDict": (
+        in_zip(files.ORDERED + text("state") + b"b"),
+        "the attributes of an OrderedDict are no dict",
+    ),
+    "a global of numbers": (in_zip(b"K\1K\2\x93"), "the name of a global is not a string"),
     "call of a storage's type": (
         in_zip(call(name("torch", "FloatStorage"), integer(2**40))),
         "refused: a call of torch.FloatStorage",
@@ -232,8 +237,7 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
         "goes on behind the end",
     ),
     "marks without end": (in_zip(b"(" * 4_300_000), "refused: a pickle of more than 4194304"),
-    "dicts without end": (in_zip(b"}" * 4_300_000), "refused: a pickle of more than 4194304"),
-    "tensors without end": (
+    "many tensors of one tuple": (
         in_zip(
             FLOATS
             + b"q\0"
@@ -243,9 +247,9 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
             + b"q\2"
             + sequence(b"h\0K\0h\1h\1")
             + b"q\3"
-            + b"h\2h\3R" * 900_000
+            + b"h\2h\3R" * 200_000
         ),
-        "refused: a pickle of more than 4194304",
+        "does not leave one object",
     ),
     # ------------------------------------------------------------------------------- containers
     "deep key": (in_zip(b"}" + DEEP + b"Ns"), "the key <tuple>, not a string"),
@@ -468,6 +472,7 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     "few records promised": (directory_with(8, b"\1\0\1\0"), "has not the 1 records it promises"),
     "a directory elsewhere": (directory_with(16, b"\0\0\0\0"), "directory is not in its place"),
     "a directory of 4 GB": (directory_with(12, b"\xff" * 4), "directory is not in its place"),
+    "records elsewhere": (directory_with(8, b"\1\0"), "a zip file in several parts"),
     "several disks": (directory_with(4, b"\1\0"), "a zip file in several parts"),
     "bytes behind": (files.zip_file(parts()) + b"x", "the end of the zip directory is not at"),
     "bytes before": (b"PK\3\4" + files.zip_file(parts()), "directory is not in its place"),
@@ -477,6 +482,10 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     ),
     "64 bits that lack": (
         files.zip_file(parts(), wide=True).replace(b"\1\0\x18\0", b"\2\0\x18\0"),
+        "a zip record lacks its 64-bit sizes",
+    ),
+    "64 bits that are too few": (
+        files.zip_file(parts(), wide=True).replace(b"\1\0\x18\0", b"\1\0\x08\0"),
         "a zip record lacks its 64-bit sizes",
     ),
     "64 bits in two minds": (
@@ -610,20 +619,23 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
 CHILD = """
 import json, resource, signal, sys, time
 from flaxcnn.pth import read_pth
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)
-signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError()))
+if sys.platform == "linux":  # others do not say what is used
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)
+def too_long(*_):
+    raise TimeoutError
+signal.signal(signal.SIGPROF, too_long)
 for path in sys.argv[2:]:
-    signal.alarm(60)
-    start = time.perf_counter()
+    signal.setitimer(signal.ITIMER_PROF, 60)
+    start = time.process_time()
     try:
         outcome = "read", str(list(read_pth(path)))
     except BaseException as error:
         outcome = type(error).__name__, str(error)
-    print(json.dumps([*outcome, time.perf_counter() - start]), flush=True)
+    print(json.dumps([*outcome, time.process_time() - start]), flush=True)
 """
 MEMORY_BYTES = 600 * 2**20  # the longest pickle that is interpreted, at its worst
-SECONDS = 20  # the slowest takes 3 on a quiet machine
+SECONDS = 20  # of the processor; the slowest takes 2 on a quiet machine
 
 
 def test_attacks(tmp_path: Path) -> None:
@@ -632,7 +644,9 @@ def test_attacks(tmp_path: Path) -> None:
     for path, (content, _) in zip(paths, ATTACKS.values(), strict=True):
         path.write_bytes(content)
     command = [sys.executable, "-c", CHILD, str(MEMORY_BYTES), *map(str, paths)]
-    child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
     assert not (tmp_path / CANARY).exists()
 
     faults = {}
@@ -797,6 +811,9 @@ def mutated(sample: bytes, used: list[int], chance: random.Random) -> bytes:
 @contextmanager
 def limited_memory(more_bytes: int) -> Iterator[None]:
     """Within it an allocation that takes the process further than this is a MemoryError."""
+    if sys.platform != "linux":  # others do not say what is used
+        yield
+        return
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + more_bytes
@@ -818,7 +835,7 @@ def fuzz(kind: str, count: int, seed: int) -> tuple[int, int]:
                 content = mutated(sample, used, chance)
             else:
                 content = faulty_inside(kind, chance)
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 arrays = read_buffer(content)
             except WeightsError as error:
@@ -829,7 +846,7 @@ def fuzz(kind: str, count: int, seed: int) -> tuple[int, int]:
                 for array in arrays.values():
                     assert array.nbytes <= len(content)
                     assert len(array.tobytes()) == array.nbytes  # each byte of it is there
-            assert time.perf_counter() - start < 5
+            assert time.process_time() - start < 5
     assert longest < 300
     return read, refused
 

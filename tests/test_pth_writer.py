@@ -1,6 +1,7 @@
 """What is written is what was given; torch reads it too."""
 
 import importlib
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,16 @@ def test_large_records_have_64_bit_sizes(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(pth_writer, "_LARGE", 100)  # rather than a file of gigabytes
     test_what_is_written_is_read(tmp_path)
     test_records_are_stored_at_multiples_of_64(tmp_path)
+
+
+def test_nothing_is_copied(tmp_path: Path) -> None:
+    state = {"w": np.ones(2**22, "float32")}  # 16 MB
+    write_pth(tmp_path / "w.pth", {"w": np.ones(3)})  # imports, caches
+    tracemalloc.start()
+    write_pth(tmp_path / "w.pth", state)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 200_000
 
 
 def test_the_same_arrays_give_the_same_bytes(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Files of weights: what is in them says which kind they are, and broken ones are named."""
 
+import json
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +81,40 @@ def test_mutated_safetensors_are_read_or_refused(tmp_path: pathlib.Path) -> None
         except WeightsError:
             refused += 1
     assert 100 < refused < 500
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [("F32", [2**63, 0]), ("F32", [1] * 100), ("F8_E5M2", [4]), ("F4", [8]), ("F32", [-1])],
+)
+def test_headers_that_numpy_cannot_follow(
+    tmp_path: pathlib.Path, dtype: str, shape: list[int]
+) -> None:
+    size = 0 if 0 in shape else 4
+    entry = {"x": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
+    header = json.dumps(entry).encode()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    with pytest.raises(WeightsError, match=re.escape(str(path))):
+        state_dicts.read_state_dict(path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_full_disk_leaves_nothing(tmp_path: pathlib.Path, suffix: str) -> None:
+    """Here a limit on the size of files; the process is another's, as the limit stays."""
+    script = f"""
+import resource, signal, sys
+import numpy as np
+from flaxcnn import state_dicts, errors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    state_dicts.write_state_dict({str(tmp_path)!r} + "/w.{suffix}", {{"x": np.ones(10_000)}})
+except errors.WeightsError as error:
+    sys.exit(0 if "not written" in str(error) else 3)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_files_are_told(tmp_path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """How pictures are prepared: by hand, and beside torchvision's presets on photos."""
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 import flaxcnn
+from flaxcnn.errors import PictureError
 from flaxcnn.transforms import ImageClassification
 
 PLAIN = ImageClassification(crop_size=4, resize_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -65,12 +67,43 @@ def test_grey_and_colour_pictures(shape: tuple[int, ...]) -> None:
         (np.zeros((4, 4, 3), np.float32), r"got float32 \[4, 4, 3\]"),
         (np.zeros((3, 8, 8), np.uint8), r"got uint8 \[3, 8, 8\]"),
         (np.zeros((1, 4, 4, 3), np.uint8), r"got uint8 \[1, 4, 4, 3\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"got uint8 \[0, 4, 3\]"),
         ("photo.jpg", "got str"),
     ],
 )
 def test_what_is_no_picture_is_refused(picture: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         PLAIN(picture)
+
+
+def test_a_picture_that_would_take_gigabytes_is_refused() -> None:
+    preset = dataclasses.replace(PLAIN, crop_size=224, resize_size=256)
+    assert preset.view(np.zeros((1, 100, 3), np.uint8)).shape == (224, 224, 3)
+    for shape in ((1, 101, 3), (60_000, 1, 3)):
+        with pytest.raises(PictureError, match="too narrow"):
+            preset.view(np.zeros(shape, np.uint8))
+
+
+def test_16_bits_are_brought_to_8() -> None:
+    picture = Image.fromarray(np.full((4, 4), 0x8040, np.uint16))
+    assert (PLAIN.view(picture) == 0x80).all()
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"crop_size": 0},
+        {"crop_size": 5},
+        {"resize_size": 10**9},
+        {"std": (1.0, 0.0, 1.0)},
+        {"mean": (1.0, 1.0)},
+        {"mean": (float("nan"),) * 3},
+        {"interpolation": "nearest"},
+    ],
+)
+def test_numbers_that_prepare_nothing_are_refused(numbers: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(numbers))):
+        dataclasses.replace(PLAIN, **numbers)
 
 
 @pytest.mark.torch

@@ -113,8 +113,7 @@ class Checkpoints:
             DivergedError: for a state that is not finite: nobody could go on from it.
         """
         step = int(state.step)
-        if not bool(_all_finite(state)):
-            raise DivergedError(f"the state after step {step} is not finite; it is not saved")
+        require_finite(state)
         if step == self._manager.latest_step():
             return
         run = {"plan": dataclasses.asdict(self._plan), "devices": jax.device_count()}
@@ -126,6 +125,13 @@ class Checkpoints:
             metrics=test_results,
             force=True,
         )
+
+
+def require_finite(state: TrainState) -> None:
+    """Raises DivergedError for a state that nobody should keep."""
+    if not bool(_all_finite(state)):
+        step = int(state.step)
+        raise DivergedError(f"the state after step {step} is not finite; it is not saved")
 
 
 @jax.jit

@@ -109,6 +109,26 @@ def load(name: str, data_dir: str | None, train_split: str, test_split: str | No
     return embedded[name]()
 
 
+def load_test(name: str, data_dir: str | None, split: str | None) -> tuple[Source, Sequence[str]]:
+    """The images to test on alone, and the names of the classes; no training split is needed.
+
+    Raises:
+        UsageError: as `load` does.
+    """
+    embedded = name == "digits" or (
+        name == "fashion_mnist" and not _is_prepared("fashion_mnist", data_dir)
+    )
+    if embedded:
+        if split not in (None, "test"):
+            raise UsageError(f"--split={split}: {name} has the split test alone")
+        dataset = load(name, data_dir, "train", None)
+    elif data_dir is not None and not pathlib.Path(data_dir).is_dir():
+        raise UsageError(f"--data_dir={data_dir}: no such directory")
+    else:
+        dataset = _tfds(name, data_dir, None, split)
+    return dataset.test, dataset.class_names
+
+
 def _digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8; every fifth of each class is for testing."""
     from sklearn.datasets import load_digits
@@ -172,8 +192,13 @@ def _is_prepared(name: str, data_dir: str | None) -> bool:
     return data_dir is not None and (pathlib.Path(data_dir) / name.split(":")[0]).is_dir()
 
 
-def _tfds(name: str, data_dir: str | None, train_split: str, test_split: str | None) -> Dataset:
-    """Any prepared image classification data set of TensorFlow Datasets, without TensorFlow."""
+def _tfds(
+    name: str, data_dir: str | None, train_split: str | None, test_split: str | None
+) -> Dataset:
+    """Any prepared image classification data set of TensorFlow Datasets, without TensorFlow.
+
+    Without a split to train on, the test images stand in its place.
+    """
     import tensorflow_datasets as tfds
 
     if not _is_prepared(name, data_dir):
@@ -223,6 +248,7 @@ def _tfds(name: str, data_dir: str | None, train_split: str, test_split: str | N
         return TfdsSource(examples, image_key, label_key, channels)
 
     test_split = test_split or _labelled_test_split(builder, source)
+    train_split = train_split or test_split
     return Dataset(
         name=name,
         origin=f"{builder.info.full_name}, {train_split} and {test_split}",

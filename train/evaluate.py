@@ -1,6 +1,7 @@
 """The accuracy of weights on a data set, every image once: `python -m train.evaluate`."""
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -15,16 +16,20 @@ from train import data, datasets, folders, steps
 from train.datasets import Source
 from train.errors import UsageError
 
+_WORDNET = re.compile(r"n\d{8}")
+
 
 def main(options: argparse.Namespace) -> int:
     """Prints top-1 and top-5; returns the exit code."""
     # ------------------------------------------------------------------------- weights, data
-    if options.model:
+    if jax.default_backend() != "cpu":  # by default they round what they multiply
+        jax.config.update("jax_default_matmul_precision", "highest")
+    if options.model is not None:
         classifier = predict.classifier_of_run(options.model)
     else:
         classifier = predict.classifier_with_weights(options.arch, options.weights or "DEFAULT")
     source, class_names = _images(options)
-    _check_classes(classifier, class_names)
+    _check_classes(classifier, class_names, named=options.model is not None)
     devices = jax.local_device_count()
     batch_size = -(options.batch_size // -devices) * devices
     transform = classifier.transform
@@ -60,17 +65,22 @@ def _images(options: argparse.Namespace) -> tuple[Source, Sequence[str]]:
         if options.data_dir is None:
             raise UsageError("--dataset=folder needs --data_dir, which holds val/CLASS/*.jpg")
         return folders.read_split(options.data_dir, options.split or "val")
-    dataset = datasets.load(options.dataset, options.data_dir, "train", options.split)
-    return dataset.test, dataset.class_names
+    return datasets.load_test(options.dataset, options.data_dir, options.split)
 
 
-def _check_classes(classifier: Classifier, class_names: Sequence[str]) -> None:
-    """ImageNet's folders have other names than its classes, so that their number has to do."""
+def _check_classes(classifier: Classifier, class_names: Sequence[str], named: bool) -> None:
+    """Their number, and of a model folder their names, unless either side has none.
+
+    ImageNet's folders are called after WordNet, and `convert` numbers what has no names.
+    """
     ours = classifier.model.num_classes
     if ours != len(class_names):
         raise UsageError(
             f"the weights know {ours} classes, and the data set has {len(class_names)}"
         )
+    for i, (know, have) in enumerate(zip(classifier.class_names, class_names, strict=True)):
+        if named and know != have and not know.isdecimal() and not _WORDNET.fullmatch(have):
+            raise UsageError(f"class {i} is {know!r} to the network, and {have!r} in the data set")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -92,7 +102,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64, help="images, over all devices (64)")
     parser.add_argument("--read_threads", type=int, default=4, help="threads that read images (4)")
     options = parser.parse_args(arguments)
-    if options.model and options.weights:
+    if options.model is not None and options.weights:
         parser.error("--weights are those of --arch; a model folder has its own")
     for flag in ("batch_size", "read_threads"):
         if getattr(options, flag) < 1:

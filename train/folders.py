@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flaxcnn.errors import PictureError
-from flaxcnn.pictures import SUFFIXES, read_picture
+from flaxcnn.pictures import SUFFIXES, read_as_stored
 from train.errors import UsageError
 
 
@@ -23,7 +23,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         try:
-            image = read_picture(self.files[index]).convert("RGB")
+            image = read_as_stored(self.files[index])
         except PictureError as error:
             raise UsageError(str(error)) from None
         return np.asarray(image), self.labels[index]
@@ -35,6 +35,8 @@ def read_split(data_dir: str, split: str) -> tuple[FolderSource, list[str]]:
     Raises:
         UsageError: where there are none.
     """
+    if not pathlib.Path(data_dir).is_dir():
+        raise UsageError(f"--data_dir={data_dir}: no such directory")
     folder = pathlib.Path(data_dir, split)
     if not folder.is_dir():
         there = sorted(path.name for path in pathlib.Path(data_dir).iterdir() if path.is_dir())
@@ -42,7 +44,9 @@ def read_split(data_dir: str, split: str) -> tuple[FolderSource, list[str]]:
             f"--data_dir={data_dir} has no folder {split!r} with a folder for each class; it has "
             f"{', '.join(there[:10]) or 'no folders'}"
         )
-    class_names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    class_names = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     files, labels = [], []
     for label, name in enumerate(class_names):
         inside = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)

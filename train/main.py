@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import jax
 
 from flaxcnn import model_folder
+from flaxcnn.errors import InputError
+from flaxcnn.predict import Classifier
 from train import allocator, data, datasets, metrics, optim, state, steps
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, require_finite
 from train.config import Config, make_plan, parse
 from train.errors import DivergedError, UsageError
 from train.processes import Interrupts, join_cluster
@@ -67,6 +69,7 @@ def main(config: Config) -> int:
         write = stack.enter_context(metrics.run_log(config.workdir if writes else None, first_step))
         progress = stack.enter_context(metrics.Progress(first_step, plan.steps, shown=writes))
         clock = metrics.Clock()
+        folder = pathlib.Path(config.workdir, "model") if config.workdir else None
 
         def evaluate(step: int, current: state.TrainState) -> dict[str, float] | None:
             with clock.paused(current):
@@ -82,6 +85,23 @@ def main(config: Config) -> int:
                 write(record)
             return found
 
+        def keep_if_best(current: state.TrainState) -> bool:
+            """Writes the model folder, before the checkpoint says that this is the best.
+
+            So a run that is killed between the two finds the same again, and writes the same.
+            """
+            nonlocal best
+            if results is None:
+                return False
+            is_best, best = results["top1"] > best, max(best, results["top1"])
+            if is_best:
+                require_finite(current)
+            if folder and writes and (is_best or not model_folder.is_one(folder)):
+                with clock.paused(current):
+                    portable = Classifier(model, current.variables, transform, dataset.class_names)
+                    model_folder.save(folder, portable.as_folder(plan.arch))
+            return is_best
+
         # ---------------------------------------------------------------------------------- loop
         batches = steps.on_devices(
             data.training_batches(dataset.train, plan, first_step, config.read_threads)
@@ -92,6 +112,7 @@ def main(config: Config) -> int:
         if is_due and results is None:  # the run was stopped while it evaluated
             results = evaluate(first_step, current)
             stop = results is None
+        keep_if_best(current)
         while step < plan.steps and not stop:
             step += 1
             last = step == plan.steps
@@ -125,21 +146,11 @@ def main(config: Config) -> int:
             if evaluated:
                 results = evaluate(step, current)
                 stop = stop or results is None
-                is_best = results is not None and results["top1"] > best
-                best = max(best, results["top1"]) if results else best
+                is_best = keep_if_best(current)
 
             if checkpoints and (step % config.checkpoint_every == 0 or is_best or last or stop):
                 with clock.paused(current):
                     checkpoints.save(current, results if evaluated else None)
-                    if is_best and writes:
-                        portable = model_folder.ModelFolder(
-                            arch=plan.arch,
-                            arguments=model_folder.arguments_of(plan.arch, model),
-                            variables=current.variables,
-                            class_names=dataset.class_names,
-                            transform=transform,
-                        )
-                        model_folder.save(pathlib.Path(config.workdir or "", "model"), portable)
 
     # ----------------------------------------------------------------------------------------- end
     if stop:
@@ -157,7 +168,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     """The command line: what is wrong with it is told in one line."""
     try:
         return main(parse(arguments))
-    except UsageError as error:
+    except (InputError, UsageError) as error:
         print(f"python -m train.main: {error}", file=sys.stderr)
         return 2
     except DivergedError as error:
