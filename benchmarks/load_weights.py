@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,8 @@ import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+
+from benchmarks.versus_torchvision import cpu_name
 
 # Each is a program that gets the network and the file, and prints {"seconds", "peak_bytes"}.
 MEASURE = """
@@ -80,50 +81,44 @@ def measure(contestant: str, arch: str, path: Path) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table; writes one row for each format to `--csv`."""
+    """Prints the medians; writes one row for each load to `--csv`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="vgg16", help="network (vgg16)")
     parser.add_argument("--rounds", type=int, default=7, help="loads by each contestant (7)")
-    parser.add_argument("--csv", type=Path, help="file to write the medians to")
+    parser.add_argument("--csv", type=Path, help="file to write the rounds to")
     options = parser.parse_args(arguments)
-    rows = []
+    cpu = cpu_name()
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         for form, path in write_files(options.arch, Path(folder)).items():
-            rounds = [
-                {name: measure(name, options.arch, path) for name in CONTESTANTS}
-                for _ in range(options.rounds)
-            ]
-            row: dict[str, object] = {
-                "arch": options.arch,
-                "format": form,
-                "file_mb": round(path.stat().st_size / 1e6),
-                "rounds": options.rounds,
-            }
+            for number in range(options.rounds):
+                for name, version in (("flaxcnn", "jax"), ("torch", "torch")):
+                    measured = measure(name, options.arch, path)
+                    rows.append(
+                        {
+                            "arch": options.arch,
+                            "format": form,
+                            "file_mb": round(path.stat().st_size / 1e6),
+                            "contestant": name,
+                            "versions": f"{version} {metadata.version(version)}",
+                            "cpu": cpu,
+                            "round": number,
+                            "seconds": round(measured["seconds"], 4),
+                            "peak_mb": round(measured["peak_bytes"] / 1e6),
+                        }
+                    )
             for name in CONTESTANTS:
-                for unit, key, scale in (("s", "seconds", 1), ("peak_mb", "peak_bytes", 1e6)):
-                    median = statistics.median(each[name][key] for each in rounds)
-                    row[f"{name}_{unit}"] = round(median / scale, 3)
-            for key in ("seconds", "peak_bytes"):
-                ratios = [each["flaxcnn"][key] / each["torch"][key] for each in rounds]
-                row[f"ratio_{key.split('_')[0]}"] = round(statistics.median(ratios), 3)
-            rows.append(row)
-            print("  ".join(f"{key} {value}" for key, value in row.items()))
+                mine = [r for r in rows if (r["format"], r["contestant"]) == (form, name)]
+                seconds, peak = (
+                    statistics.median(float(str(r[key])) for r in mine)
+                    for key in ("seconds", "peak_mb")
+                )
+                print(f"{options.arch} {form}: {name} {seconds:.2f} s, peak {peak:.0f} MB")
     if options.csv:
-        versions = {f"{name}_version": metadata.version(name) for name in ("jax", "torch")}
-        machine = {"machine": f"{os.cpu_count()} cores, {_processor()}", **versions}
         with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *machine])
+            writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
-            writer.writerows({**row, **machine} for row in rows)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

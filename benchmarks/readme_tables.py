@@ -65,11 +65,43 @@ def versus_torchvision() -> str:
     return "\n".join(rows)
 
 
+# ------------------------------------------------------------------------------- loading of weights
+def load_weights() -> str:
+    """One row per format: medians of time and peak memory, and the ratios in pairs to torch."""
+    rows = [
+        "| file | flaxcnn | torch | ratio of times | ratio of memory | rounds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("load_weights_*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            every = list(csv.DictReader(file))
+        for form in dict.fromkeys(row["format"] for row in every):
+            mine = [row for row in every if row["format"] == form]
+            cells, pairs = [], {}
+            for key in ("seconds", "peak_mb"):
+                pairs[key] = [
+                    [float(row[key]) for row in mine if row["contestant"] == name]
+                    for name in ("flaxcnn", "torch")
+                ]
+            for seconds, peak in zip(pairs["seconds"], pairs["peak_mb"], strict=True):
+                cells.append(f"{_median(seconds):.2f} s, {_median(peak):.0f} MB")
+            for ours, theirs in pairs.values():
+                ratio = _median([a / b for a, b in zip(ours, theirs, strict=True)])
+                cells.append(f"{ratio:.2f}")
+            what = f"{mine[0]['arch']}, {form}, {mine[0]['file_mb']} MB"
+            rows.append(f"| {what} | {' | '.join(cells)} | {len(pairs['seconds'][0])} |")
+    return "\n".join(rows)
+
+
 def _median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-TABLES = {"models": models, "versus_torchvision": versus_torchvision}
+TABLES = {
+    "models": models,
+    "load_weights": load_weights,
+    "versus_torchvision": versus_torchvision,
+}
 
 
 def main() -> None:

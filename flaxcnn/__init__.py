@@ -1,7 +1,7 @@
 """The convolutional classifiers of the ImageNet decade, in JAX and Flax."""
 
 from flaxcnn.convert import from_torchvision, to_torchvision
-from flaxcnn.errors import WeightsError
+from flaxcnn.errors import InputError, WeightsError
 from flaxcnn.googlenet import GoogLeNetOutput
 from flaxcnn.network import extract_features
 from flaxcnn.pretrained import load_pretrained
@@ -59,6 +59,7 @@ __all__ = [
     "EfficientNet_V2_S_Weights",
     "GoogLeNetOutput",
     "GoogLeNet_Weights",
+    "InputError",
     "ResNeXt50_32X4D_Weights",
     "ResNeXt101_32X8D_Weights",
     "ResNeXt101_64X4D_Weights",

@@ -64,22 +64,22 @@ def _models(options: argparse.Namespace) -> int:
             "name": lambda row: row[0],
             "params": lambda row: row[1],
             "gmacs": lambda row: row[2],
-            "acc@1": lambda row: -row[4],
+            "acc@1": lambda row: -(row[4] or 0),
         }[options.sort]
     )
     if not rows:
         raise InputError("no network costs so little; raise --max-params or --max-gmacs")
     print(f"{'network':<20}{'params':>13}{'GMACs':>9}{'pixels':>8}{'acc@1':>8}")
     for name, params, gmacs, side, accuracy in rows:
-        shown = f"{accuracy:.2f}" if accuracy else ""
+        shown = "" if accuracy is None else f"{accuracy:.2f}"
         print(f"{name:<20}{params:>13,}{gmacs:>9.3g}{side:>8}{shown:>8}")
     return 0
 
 
-def _accuracy(name: str) -> float:
-    """The best published top-1 accuracy on ImageNet, per cent; 0 without weights."""
+def _accuracy(name: str) -> float | None:
+    """The best published top-1 accuracy on ImageNet, per cent; None without weights."""
     if name not in COSTS:
-        return 0.0
+        return None
     found = [weights.meta["acc@1"] for weights in get_model_weights(name)]
     return max(value for value in found if not math.isnan(value))
 

@@ -14,11 +14,10 @@ from flaxcnn import model_folder, pretrained, registry
 from flaxcnn.errors import InputError, PictureError
 from flaxcnn.network import Network
 from flaxcnn.pictures import read_picture
-from flaxcnn.transforms import ImageClassification
+from flaxcnn.transforms import IMAGENET_MEAN, IMAGENET_STD, ImageClassification
 from flaxcnn.weights import COSTS, WeightsEnum, get_model_weights, imagenet_classes
 
 T = TypeVar("T")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Classifier(NamedTuple):

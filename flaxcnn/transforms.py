@@ -13,6 +13,9 @@ from PIL import Image
 
 from flaxcnn.errors import PictureError
 
+# Of ImageNet's channels, red, green, blue: what nearly all weights are for.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 _LARGEST = 10_000  # pixels
 _MOST_ELONGATED = 100  # times as long as wide
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from flaxcnn.errors import InputError
-from flaxcnn.transforms import ImageClassification
+from flaxcnn.transforms import IMAGENET_MEAN, IMAGENET_STD, ImageClassification
 
 # ------------------------------------------------------------------------------- what weights are
 _TORCHVISION = "https://github.com/pytorch/vision/"
@@ -157,8 +157,8 @@ def _weights(
     crop: int = 224,
     resize: int = 256,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
-    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
 ) -> Weights:
     return Weights(
         url=f"https://download.pytorch.org/models/{stem}.pth",

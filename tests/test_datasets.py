@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import pathlib
+import shutil
 
 import cv2
 import numpy as np
@@ -113,6 +114,30 @@ def test_tfds_splits(shapes_dir: pathlib.Path) -> None:
     for wrong in ("training", "train[:0]"):
         with pytest.raises(UsageError, match="it has t"):
             datasets.load("tiny_shapes", str(shapes_dir), wrong, None)
+
+
+def test_images_to_test_on_need_no_others(shapes_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """As where ImageNet's validation images alone are prepared."""
+    expected = datasets.load("tiny_shapes", str(shapes_dir), "train", None)
+    shutil.copytree(shapes_dir, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*train.array_record*"):
+        path.unlink()
+    for split in (None, "test"):
+        source, class_names = datasets.load_test("tiny_shapes", str(tmp_path / "data"), split)
+        assert list(class_names) == ["disc", "square"]
+        assert len(source) == 10
+        for i in range(10):
+            image, label = source[i]
+            np.testing.assert_array_equal(image, expected.test[i][0])
+            assert label == expected.test[i][1]
+    some, _ = datasets.load_test("tiny_shapes", str(shapes_dir), "train[:25%]")
+    assert len(some) == 12
+    digits, names = datasets.load_test("digits", None, None)
+    assert (len(digits), len(names)) == (360, 10)
+    with pytest.raises(UsageError, match="digits has the split test alone"):
+        datasets.load_test("digits", None, "train")
+    with pytest.raises(UsageError, match="no such directory"):
+        datasets.load_test("tiny_shapes", str(tmp_path / "gone"), None)
 
 
 def test_tfrecord_files_hold_the_same(shapes_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from flaxcnn.transforms import IMAGENET_MEAN, IMAGENET_STD
 from train.errors import UsageError
 from train.tfrecord import TfrecordExamples
 
@@ -31,7 +32,7 @@ _FASHION_MNIST_CLASSES = (
     + ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 )  # fmt: skip
 # Mean and standard deviation of the channels, images scaled to [0, 1].
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _GREY = ((0.449,), (0.226,))  # ImageNet's, averaged over its channels
 _STATISTICS = {"digits": ((0.3053,), (0.3761,)), "fashion_mnist": ((0.2860,), (0.3530,))}
 
@@ -292,5 +293,5 @@ class TfdsSource:
         flags = colour | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(example[self.image_key], np.uint8), flags)
         if image is None:
-            raise ValueError(f"example {index}: its image cannot be decoded")
+            raise UsageError(f"example {index}: its image cannot be decoded")
         return image.reshape(*image.shape[:2], self.channels), int(example[self.label_key])
