@@ -170,6 +170,7 @@ def test_other_channels(network: Any, file: pathlib.Path, channels: int) -> None
         return
     rgb = np.asarray(network[1]["params"]["conv1"]["kernel"])
     for i in range(channels):
+        # One rounding of float32.
         np.testing.assert_allclose(kernel[:, :, i], rgb[:, :, i % 3] * (3 / channels), rtol=1e-6)
 
 
@@ -182,6 +183,7 @@ def test_channels_of_the_file_are_seen(tmp_path: pathlib.Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, again, variables)
     _, rgb = flaxcnn.load_pretrained(NAME, tmp_path / "grey.pth", in_channels=3)
     kernel = variables["params"]["conv1"]["kernel"]
+    # A sum of three thirds, each rounded to float32.
     np.testing.assert_allclose(rgb["params"]["conv1"]["kernel"].sum(2), kernel[:, :, 0], rtol=1e-5)
 
 
@@ -227,6 +229,7 @@ def test_googlenet_of_grey_images_transforms_in_its_first_layer(inception: Any) 
     inner = (slice(None), slice(2, -2), slice(2, -2))
     # Float32 sums of 147 products in another order.
     np.testing.assert_allclose(found["conv1"][inner], expected["conv1"][inner], atol=1e-4)
+    # Where the padding is seen they do differ, as `without_transform_input` says.
     assert not np.allclose(found["conv1"], expected["conv1"], atol=1e-2)
 
 
