@@ -207,8 +207,10 @@ def _our_loss(
         *("efficientnet_b0", "efficientnet_v2_s"),
     ],
 )
-def test_initialisation(name: str, side: Any) -> None:
+def test_initialisation(name: str, torch: Any, side: Any) -> None:
     """Each parameter starts with the mean, the spread and the reach that torch gives it."""
+    # Of hundreds of samples a run, one in some runs has a draw beyond five deviations.
+    torch.manual_seed(0)
     weights = side.state_dict(side.fresh(name, NUM_CLASSES))
     model, theirs = ours(name, weights)
     images = jnp.zeros((1, 64, 64, 3))
