@@ -13,6 +13,20 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+# One core for each worker of pytest-xdist: XLA's and torch's threads otherwise wait for each other.
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _worker and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Processes that tests start share what they compile; this one has read its settings."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if _worker else base) / "compiled"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+
 
 @pytest.fixture(autouse=True)
 def _forget_large_programs(request: pytest.FixtureRequest) -> Iterator[None]:

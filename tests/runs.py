@@ -16,12 +16,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 TIMINGS = ("images_per_second", "data_wait")
 
 
-def start(*flags: str, devices: int = 1) -> subprocess.Popen[str]:
-    """The command with these flags, on so many host devices."""
+def start(*flags: str, devices: int = 1, cached: bool = True) -> subprocess.Popen[str]:
+    """The command with these flags, on so many host devices.
+
+    `cached`: what other runs of the tests have compiled is not compiled again.
+    """
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_ENABLE_COMPILATION_CACHE": str(cached).lower(),
         "PYTHONUNBUFFERED": "1",
     }
     return subprocess.Popen(
@@ -34,9 +38,9 @@ def start(*flags: str, devices: int = 1) -> subprocess.Popen[str]:
     )
 
 
-def run(*flags: str, devices: int = 1, code: int = 0) -> str:
+def run(*flags: str, devices: int = 1, code: int = 0, cached: bool = True) -> str:
     """Waits for the command, checks its exit code, returns what it printed."""
-    process = start(*flags, devices=devices)
+    process = start(*flags, devices=devices, cached=cached)
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err[-4000:]}"
     return out if code == 0 else out + err

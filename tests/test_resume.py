@@ -38,10 +38,11 @@ def assert_same_run(first: pathlib.Path, second: pathlib.Path) -> None:
 @pytest.mark.parametrize("devices", [1, 8])
 def test_killed_at_any_step_a_run_ends_the_same(devices: int, tmp_path: pathlib.Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    runs.run(*FLAGS, f"--workdir={whole}", devices=devices)
-    victim = runs.start(*FLAGS, f"--workdir={killed}", devices=devices)
+    how = {"devices": devices, "cached": devices > 1}  # on one each run compiles afresh
+    runs.run(*FLAGS, f"--workdir={whole}", **how)
+    victim = runs.start(*FLAGS, f"--workdir={killed}", **how)
     runs.kill_after(victim, killed, step=random.randrange(8, 16))
-    said = runs.run(*FLAGS, f"--workdir={killed}", devices=devices)
+    said = runs.run(*FLAGS, f"--workdir={killed}", **how)
     assert "resumed after step" in said
     assert_same_run(whole, killed)
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from placing import on_devices
 from plans import PLAN
 from variables import random_variables
 
@@ -222,7 +223,8 @@ def five_steps(devices: int, bn: str) -> state.TrainState:
         for seed in range(5):
             batch = random_batch(16, plan, seed)
             split = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
-            current, _ = over_devices(current, {**split, "stop": np.zeros(devices, bool)})
+            placed = on_devices(current, {**split, "stop": np.zeros(devices, bool)}, devices)
+            current, _ = over_devices(*placed)
         return jax.device_get(current)
 
 

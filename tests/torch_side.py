@@ -13,6 +13,8 @@ if importlib.util.find_spec("torchvision_cpu"):  # makes torchvision import besi
     importlib.import_module("torchvision_cpu")
 import torchvision
 
+torch.set_num_threads(1)  # as many workers as cores run beside each other
+
 
 def twin(name: str, num_classes: int = 1000, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """torchvision's network with the weights of `twins.seeded_weights`, without any dropout."""
