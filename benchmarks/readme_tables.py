@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 import flaxcnn
 from flaxcnn.registry import FAMILIES
+from flaxcnn.tables import millions, significant
+from flaxcnn.weights import best_accuracy
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -93,6 +95,49 @@ def load_weights() -> str:
     return "\n".join(rows)
 
 
+# ------------------------------------------------------------------------------ what networks cost
+def costs_compared() -> str:
+    """VGG-16 and GoogLeNet side by side, one image of 224x224 in float32."""
+    names = ("vgg16", "googlenet")
+    summaries = [flaxcnn.summarize(name) for name in names]
+    dense = [[layer for layer in s.layers if layer.kind == "dense"] for s in summaries]
+    facts = {
+        "parameters": [f"{s.params:,}" for s in summaries],
+        "of these in dense layers": [f"{sum(la.params for la in ls):,}" for ls in dense],
+        "GMACs (one multiply-add is one)": [significant(s.macs / 1e9) for s in summaries],
+        "outputs of all layers, MB": [millions(s.activation_bytes) for s in summaries],
+        "of these of the first two stages": [
+            millions(sum(stage.activation_bytes for stage in s.stages[:2])) for s in summaries
+        ],
+        "memory to predict, MB": [millions(s.forward_bytes) for s in summaries],
+        "memory to train, MB": [millions(s.training_bytes) for s in summaries],
+        "field of the last map, pixels": [str(s.stages[-2].receptive_field) for s in summaries],
+        "depth": [str(s.layers[-1].depth) for s in summaries],
+        "best published top-1, %": [f"{best_accuracy(name):.2f}" for name in names],
+    }
+    rows = [f"| | {' | '.join(f'`{name}`' for name in names)} |", "|---|---:|---:|"]
+    rows += [f"| {fact} | {' | '.join(values)} |" for fact, values in facts.items()]
+    return "\n".join(rows)
+
+
+def memory() -> str:
+    """XLA's plan by what is counted, with flaxcnn's path for the CPU and without."""
+    plans = {}
+    for kind in ("cpu", "cpu_plain"):
+        with (RESULTS / f"memory_{kind}.csv").open(newline="", encoding="utf-8") as file:
+            plans[kind] = {row["network"]: row for row in csv.DictReader(file)}
+    rows = [
+        "| network, batch 8 | to train, counted | XLA plans | XLA plans, plain convolutions |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, row in plans["cpu"].items():
+        counted = int(row["training_bytes"])
+        planned = [int(plans[kind][name]["training_planned_bytes"]) for kind in plans]
+        shown = [f"{millions(n)} MB, {n / counted:.2f}" for n in planned]
+        rows.append(f"| {name} | {millions(counted)} MB | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
 def _median(values: list[float]) -> float:
     return statistics.median(values)
 
@@ -100,6 +145,8 @@ def _median(values: list[float]) -> float:
 TABLES = {
     "models": models,
     "load_weights": load_weights,
+    "costs_compared": costs_compared,
+    "memory": memory,
     "versus_torchvision": versus_torchvision,
 }
 

@@ -1,5 +1,6 @@
 """The convolutional classifiers of the ImageNet decade, in JAX and Flax."""
 
+from flaxcnn.accounting import Summary, summarize
 from flaxcnn.convert import from_torchvision, to_torchvision
 from flaxcnn.errors import InputError, WeightsError
 from flaxcnn.googlenet import GoogLeNetOutput
@@ -68,6 +69,7 @@ __all__ = [
     "ResNet50_Weights",
     "ResNet101_Weights",
     "ResNet152_Weights",
+    "Summary",
     "VGG11_BN_Weights",
     "VGG11_Weights",
     "VGG13_BN_Weights",
@@ -86,5 +88,6 @@ __all__ = [
     "get_weight",
     "list_models",
     "load_pretrained",
+    "summarize",
     "to_torchvision",
 ]

@@ -185,6 +185,8 @@ class BatchNorm(nn.Module):
         return mean, jnp.maximum(moments[1] - jnp.square(moments[0]), 0), n
 
 
+# `jax.jit` so that the trace of a network shows it as one layer.
+@partial(jax.jit, static_argnames=("size", "alpha", "beta", "k"))
 def local_response_norm(
     x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
 ) -> jax.Array:

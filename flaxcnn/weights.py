@@ -446,3 +446,11 @@ def get_weight(name: str) -> WeightsEnum:
     if member not in members:
         raise InputError(f"unknown weights {name!r}; {enum_name} has {', '.join(members)}")
     return members[member]
+
+
+def best_accuracy(name: str) -> float | None:
+    """The best published top-1 accuracy of network `name` on ImageNet, %; None without weights."""
+    if name not in _ENUMS:
+        return None
+    found = [weights.meta["acc@1"] for weights in _ENUMS[name]]
+    return max(value for value in found if not math.isnan(value))

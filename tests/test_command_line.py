@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from complaints import complaint
 from PIL import Image
 from variables import assert_same_state_dict, random_variables
 
@@ -58,15 +59,6 @@ def expected_of(network: Any, photo: pathlib.Path) -> np.ndarray:
     image = TRANSFORM(Image.open(photo))
     logits = np.asarray(network[0].apply(network[1], image[None], train=False), "float64")[0]
     return np.exp(logits) / np.exp(logits).sum()
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What is said, on one line, to arguments that end with code 2."""
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert not out
-    assert err.startswith("python -m flaxcnn: ")
-    return err
 
 
 # --------------------------------------------------------------------------------------- predict
@@ -225,44 +217,13 @@ def test_wrong_conversions(
     assert ".npz" in complaint(capsys, "convert", str(model), f"{out}.npz")
 
 
-# ---------------------------------------------------------------------------------------- models
-def table(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
-    assert main(["models", *arguments]) == 0
-    return [line.split() for line in capsys.readouterr().out.splitlines()]
-
-
-def test_models_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
-    header, *rows = table(
-        capsys, "--family=efficientnet", "--max-params=10M", "--max-gmacs=0.7", "--sort=acc@1"
-    )
-    assert header == ["network", "params", "GMACs", "pixels", "acc@1"]
-    assert rows[:2] == [
-        ["efficientnet_b1", "7,794,184", "0.687", "240", "79.84"],
-        ["efficientnet_b0", "5,288,548", "0.386", "224", "77.69"],
-    ]
-    assert [row[0] for row in rows[2:]] == ["efficientnet_lite0", "efficientnet_lite1"]
-    assert rows[3][1:] == ["5,416,680", "0.6", "240"]  # no published weights
-
-
-@pytest.mark.parametrize(("key", "column"), [("params", 1), ("gmacs", 2), ("name", 0)])
-def test_models_are_sorted(key: str, column: int, capsys: pytest.CaptureFixture[str]) -> None:
-    _, *rows = table(capsys, "--family=vgg", f"--sort={key}")
-    values = [row[column].replace(",", "") for row in rows]
-    assert values == sorted(values, key=str if key == "name" else float)
-    assert len(rows) == 9
-
-
-def test_a_budget_that_is_too_small(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "raise --max-params" in complaint(capsys, "models", "--family=vgg", "--max-params=1k")
-
-
 # ------------------------------------------------------------------------------------- as a user
 @pytest.mark.slow
 def test_output_may_be_cut_off_and_help_is_there() -> None:
     command = f"{sys.executable} -m flaxcnn models --family=vgg | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert not done.stderr
-    for which in ("", "models", "predict", "convert"):
+    for which in ("", "models", "summary", "stack", "scaling", "plot", "predict", "convert"):
         done = subprocess.run(
             [sys.executable, "-m", "flaxcnn", *which.split(), "--help"],
             capture_output=True,

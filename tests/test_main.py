@@ -17,7 +17,7 @@ def test_a_run_from_beginning_to_end(tmp_path: pathlib.Path) -> None:
     flags = (*LENET, "--steps=20", "--eval_every=10", f"--workdir={tmp_path}")
     said = runs.run(*flags)
     for fact in (
-        "lenet5, 60,850 parameters",
+        "lenet5, 60,850 parameters, 0.000327 GMACs an image",
         "digits, 1,437 training and 360 test images, 10 classes, 32x32",
         "small: 20 steps of 32",
         "step 20/20",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 
 from flaxcnn import model_folder
+from flaxcnn.accounting import summarize
 from flaxcnn.errors import InputError
 from flaxcnn.predict import Classifier
 from train import allocator, data, datasets, metrics, optim, state, steps
@@ -49,7 +50,8 @@ def main(config: Config) -> int:
     )
     eval_step = steps.evaluate_over_devices(steps.make_eval_step(model, dataset.mean_and_std))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    for line in metrics.header(plan, parameters, config.workdir):
+    macs = summarize(model, image_size=plan.image_size, in_channels=plan.channels).macs
+    for line in metrics.header(plan, parameters, macs, config.workdir):
         say(line)
 
     with contextlib.ExitStack() as stack:

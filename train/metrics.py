@@ -13,6 +13,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from flaxcnn import tables
 from train.errors import UsageError
 from train.plan import Plan
 from train.state import TrainState
@@ -137,8 +138,8 @@ def cut_back(path: pathlib.Path, step: int) -> None:
 
 
 # ------------------------------------------------------------------------------------- terminal
-def header(plan: Plan, parameters: int, workdir: str | None) -> list[str]:
-    """What is about to be run, for people."""
+def header(plan: Plan, parameters: int, macs: int, workdir: str | None) -> list[str]:
+    """What is about to be run, for people; `macs` of one image, a multiply-add being one."""
     kinds = collections.Counter(device.device_kind for device in jax.devices())
     devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
@@ -154,7 +155,8 @@ def header(plan: Plan, parameters: int, workdir: str | None) -> list[str]:
     ]
     return [
         f"devices    {devices}{processes}, {plan.precision}, batch norm {plan.bn}",
-        f"network    {plan.arch}, {parameters:,} parameters",
+        f"network    {plan.arch}, {parameters:,} parameters, "
+        f"{tables.significant(macs / 1e9)} GMACs an image",
         f"data       {plan.dataset}, {plan.train_examples:,} training and {plan.test_examples:,} "
         f"test images, {plan.num_classes} classes, {plan.image_size}x{plan.image_size}",
         f"recipe     {plan.recipe}: {plan.steps:,} steps of {plan.batch_size} ({plan.epochs:.1f} "

@@ -1,0 +1,59 @@
+"""What a trace tells of arrays that do not depend on the images.
+
+Two things count: which are constant matrices, as averages over bins are, and not parameters; and
+which weights are zero but for some that were put in, as those of LeNet's partial connections.
+"""
+
+from typing import Any
+
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal, Var
+
+_SAME_VALUES = {"reshape", "squeeze", "transpose", "broadcast_in_dim", "convert_element_type"}
+
+
+class KnownWeights:
+    """Filled by `note` as the operations of a trace go by."""
+
+    def __init__(self) -> None:
+        self._matrices: dict[Var, np.ndarray] = {}
+        self._nonzeros: dict[Var, int] = {}
+        self._zeros: set[Var] = set()
+
+    def note_constant(self, var: Var, value: Any) -> None:
+        """A constant of the trace."""
+        if np.ndim(value) == 2:
+            self._matrices[var] = np.asarray(value)
+
+    def note(self, eqn: JaxprEqn) -> None:
+        """An operation on arrays that do not depend on the images."""
+        name, first = eqn.primitive.name, eqn.invars[0] if eqn.invars else None
+        out = eqn.outvars[0]
+        if name == "broadcast_in_dim" and isinstance(first, Literal) and first.val == 0:
+            self._zeros.add(out)
+        elif name.startswith("scatter") and first in self._zeros:
+            self._nonzeros[out] = eqn.invars[2].aval.size  # type: ignore[attr-defined]
+        elif name in _SAME_VALUES and isinstance(first, Var):
+            if first in self._nonzeros:
+                self._nonzeros[out] = self._nonzeros[first]
+            if first in self._matrices and name == "convert_element_type":
+                self._matrices[out] = self._matrices[first]
+
+    def rename(self, var: Var, argument: Any) -> None:
+        """`argument` is called `var` within a function; what `var` was before is forgotten."""
+        known: Any
+        for known in (self._matrices, self._nonzeros):
+            known.pop(var, None)
+            if isinstance(argument, Var) and argument in known:
+                known[var] = known[argument]
+
+    def matrix(self, atom: Any) -> np.ndarray | None:
+        """The value of a constant matrix; None for all else."""
+        if isinstance(atom, Literal):
+            return np.asarray(atom.val) if np.ndim(atom.val) == 2 else None
+        return self._matrices.get(atom)
+
+    def nonzeros(self, atom: Any) -> int:
+        """How many of the weights are not zero for certain."""
+        size = int(atom.aval.size)
+        return size if isinstance(atom, Literal) else self._nonzeros.get(atom, size)

@@ -1,0 +1,1 @@
+"""The commands of `python -m flaxcnn`: one file each, files or names in, answers out."""
