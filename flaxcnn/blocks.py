@@ -153,6 +153,17 @@ class BatchNorm(nn.Module):
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
                 running_var.value = keep * running_var.value + (1 - keep) * var * (n / (n - 1))
+        return self._normalised(x, mean, var, scale, bias)
+
+    def as_in_evaluation(self, x: jax.Array) -> jax.Array:
+        """By the running statistics, whatever `use_running_average` says; they stay as they are."""
+        params, stats = self.variables["params"], self.variables["batch_stats"]
+        x = x.astype(at_least_float32(self.dtype))
+        return self._normalised(x, stats["mean"], stats["var"], params["scale"], params["bias"])
+
+    def _normalised(
+        self, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
+    ) -> jax.Array:
         y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(self.dtype)
 

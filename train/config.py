@@ -14,6 +14,7 @@ from train.datasets import Dataset
 from train.errors import UsageError
 from train.plan import Plan
 from train.recipes import RECIPES, Augmentation, HeadInit, Precision, Recipe, Schedule
+from train.transfer import preparation
 
 T = TypeVar("T")
 
@@ -37,12 +38,28 @@ class Config:
     train_split: str = "train"
     # Split to evaluate on. None: test, or validation where test is missing or has no labels.
     test_split: str | None = None
-    # Side of the square images, pixels. None: 32 or the network's least size for small images, what
-    # the network was published for (224, most of them) for others.
+    # Side of the square images, pixels. None: that of --weights; or 32 or the network's least size
+    # for small images, what the network was published for (224, most of them) for others.
     image_size: int | None = None
-    # classic (the network's ImageNet recipe) or small. None: small for images up to 64
-    # pixels, classic for others.
-    recipe: Literal["classic", "small"] | None = None
+    # classic (the network's ImageNet recipe), small, or transfer. None: transfer with --weights, or
+    # else small for images up to 64 pixels, classic for others.
+    recipe: Literal["classic", "small", "transfer"] | None = None
+
+    # ---------------------------------------------------------------------- transfer learning
+
+    # Trained weights to start from: DEFAULT, IMAGENET1K_V1 and so on, a .pth or .safetensors file,
+    # or a model folder. Images are then prepared as theirs were. None: a fresh start.
+    weights: str | None = None
+    # What is trained from --weights: the last layer alone (linear_probe), all (finetune), all at
+    # rates that fall from stage to stage towards the image (layerwise), or the stages from one on
+    # (from:layer3). None: finetune.
+    transfer: str | None = None
+    # Whether batch normalisation stays as in the weights, statistics, scales and biases. None: no.
+    freeze_bn: bool | None = None
+    # Learning rate of the last layer, as a multiple of the others'.
+    head_lr_scale: float = 1.0
+    # Of layerwise: learning rate of a stage, as a multiple of that of the next one, 0 to 1.
+    lr_decay: float = 0.7
 
     # -------------------------------------------------------------------------- optimisation
 
@@ -159,8 +176,12 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         family = flaxcnn.registry.family_of(config.arch)
     except ValueError as error:
         raise UsageError(f"--arch: {error}") from None
-    recipe_name = config.recipe or ("small" if dataset.small else "classic")
+    _check_transfer(config)
+    fresh_recipe = "small" if dataset.small else "classic"
+    recipe_name = config.recipe or (fresh_recipe if config.weights is None else "transfer")
     recipe = _with_flags(RECIPES[recipe_name, family], config)
+    if config.weights is not None:
+        recipe = dataclasses.replace(recipe, head_init="network")
     batch_size = recipe.batch_size
     _require(batch_size >= 1, "--batch_size must be at least 1")
     _require(
@@ -200,6 +221,11 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         seed=config.seed,
         precision=_precision(config, accelerated),
         bn=config.bn,
+        weights=config.weights,
+        transfer=config.weights and (config.transfer or "finetune"),
+        freeze_bn=bool(config.freeze_bn),
+        head_lr_scale=config.head_lr_scale,
+        lr_decay=config.lr_decay,
     )
     _check_ranges(plan, config, devices)
     return plan
@@ -226,12 +252,32 @@ def _require(holds: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def _check_transfer(config: Config) -> None:
+    kinds = ("linear_probe", "finetune", "layerwise")
+    known = config.transfer in (None, *kinds) or str(config.transfer).startswith("from:")
+    _require(known, f"--transfer={config.transfer}: expected {', '.join(kinds)} or from:STAGE")
+    for flag in ("transfer", "freeze_bn"):
+        given = getattr(config, flag) not in (None, False)
+        _require(
+            config.weights is not None or not given,
+            f"--{flag} is of what --weights start from; give them, such as --weights=DEFAULT",
+        )
+    _require(
+        config.weights is None or config.head_init in (None, "network"),
+        "--head_init draws dense layers anew, and --weights has them",
+    )
+    _require(0 < config.head_lr_scale < math.inf, "--head_lr_scale must be above 0, and finite")
+    _require(0 < config.lr_decay <= 1, "--lr_decay must be above 0 and at most 1")
+
+
 def _image_size(config: Config, dataset: Dataset) -> int:
     network = flaxcnn.create_model(config.arch)
     least = network.min_size
-    size = _given(
-        config.image_size, max(32, least) if dataset.small else network.default_image_size
-    )
+    default = max(32, least) if dataset.small else network.default_image_size
+    if config.weights is not None:
+        prepared = preparation(config.arch, config.weights)
+        default = prepared.crop_size if prepared else default
+    size = _given(config.image_size, default)
     _require(
         size >= least,
         f"--image_size={size} is too small for {config.arch}; its least size is {least}",

@@ -4,6 +4,7 @@ The order is grain's, a function of (seed, epoch); augmentation is drawn by (see
 So a run resumes at a step by slicing, and any number of threads or processes sees the same images.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,18 +48,30 @@ def training_batches(
     return _in_shares(examples, plan.batch_size, first_step, read_threads)
 
 
-def evaluation_transform(plan: Plan, mean_and_std: MeanAndStd) -> ImageClassification:
+def evaluation_transform(
+    plan: Plan, mean_and_std: MeanAndStd, prepared: ImageClassification | None = None
+) -> ImageClassification:
     """How the test images of a run are prepared, and later whatever its network sees.
 
-    Where training sees random crops, the test sees the middle 7/8, as is usual on ImageNet.
+    Where training sees random crops, the test sees the middle 7/8, as is usual on ImageNet. With
+    weights whose images were `prepared` so, their statistics, interpolation and share of the image.
     """
-    cropped = plan.augmentation == "resized_crop"
-    mean, std = mean_and_std
-    return ImageClassification(
-        crop_size=plan.image_size,
-        resize_size=round(plan.image_size / 0.875) if cropped else plan.image_size,
-        mean=tuple(mean),
-        std=tuple(std),
+    size, cropped = plan.image_size, plan.augmentation == "resized_crop"
+    if prepared is None:
+        mean, std = mean_and_std
+        resize = round(size / 0.875) if cropped else size
+        return ImageClassification(
+            crop_size=size, resize_size=resize, mean=tuple(mean), std=tuple(std)
+        )
+    mean, std = prepared.mean, prepared.std
+    if plan.channels == 1 and len(mean) == 3:  # the first kernels are summed over the channels
+        mean, std = ((sum(values) / 3,) for values in (mean, std))
+    return dataclasses.replace(
+        prepared,
+        crop_size=size,
+        resize_size=max(size, round(size * prepared.resize_size / prepared.crop_size)),
+        mean=mean,
+        std=std,
     )
 
 

@@ -15,7 +15,7 @@ from flaxcnn import model_folder
 from flaxcnn.accounting import summarize
 from flaxcnn.errors import InputError
 from flaxcnn.predict import Classifier
-from train import allocator, data, datasets, metrics, optim, state, steps
+from train import allocator, data, datasets, metrics, optim, state, steps, transfer
 from train.checkpoint import Checkpoints, require_finite
 from train.config import Config, make_plan, parse
 from train.errors import DivergedError, UsageError
@@ -34,24 +34,31 @@ def main(config: Config) -> int:
     plan = make_plan(config, dataset, devices, accelerated)
     if accelerated and plan.precision == "float32":  # by default they round what they multiply
         jax.config.update("jax_default_matmul_precision", "highest")
-    transform = data.evaluation_transform(plan, dataset.mean_and_std)
+    prepared = transfer.preparation(plan.arch, plan.weights) if plan.weights else None
+    transform = data.evaluation_transform(plan, dataset.mean_and_std, prepared)
+    mean_and_std = transform.mean, transform.std
     steps_per_epoch = plan.train_examples / plan.batch_size
     eval_every = config.eval_every or max(round(steps_per_epoch), 100)
     log_every = config.log_every or min(max(round(steps_per_epoch / 10), 10), 100)
 
     # -------------------------------------------------------------------------- model, optimiser
-    model = state.create_model(plan, devices)
+    start = transfer.load(plan)
+    model = state.create_model(plan, devices, **(start.arguments if start else {}))
+    split = transfer.split(model, plan)
     learning_rate = optim.learning_rate_schedule(plan)
-    optimiser = optim.optimiser(plan, learning_rate)
-    create = functools.partial(state.create_state, model, plan, optimiser)
+    optimiser = split.scaled(optim.optimiser(plan, learning_rate))
+    create = functools.partial(state.create_state, model, plan, optimiser, split)
     shapes = jax.eval_shape(create)
     train_step = steps.train_over_devices(
-        steps.make_train_step(model, optimiser, plan, dataset.mean_and_std, log_every)
+        steps.make_train_step(model, optimiser, plan, mean_and_std, log_every, split)
     )
-    eval_step = steps.evaluate_over_devices(steps.make_eval_step(model, dataset.mean_and_std))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    eval_step = steps.evaluate_over_devices(steps.make_eval_step(model, mean_and_std))
+    parameters, trained = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (shapes.params, split.trained(shapes.params))
+    )
     macs = summarize(model, image_size=plan.image_size, in_channels=plan.channels).macs
-    for line in metrics.header(plan, parameters, macs, config.workdir):
+    for line in metrics.header(plan, parameters, trained, macs, config.workdir):
         say(line)
 
     with contextlib.ExitStack() as stack:
@@ -62,7 +69,10 @@ def main(config: Config) -> int:
         if config.workdir:
             checkpoints = stack.enter_context(Checkpoints(config.workdir, plan))
             current, best = checkpoints.restore(shapes), checkpoints.best_top1
-        if current is None:
+        if current is None and start:
+            begin = state.state_of(start.variables, optimiser, split)
+            current = jax.device_put(begin, steps.replicated())
+        elif current is None:
             current = jax.jit(create, out_shardings=steps.replicated())()
         first_step = int(current.step)
         if first_step:

@@ -138,7 +138,7 @@ def cut_back(path: pathlib.Path, step: int) -> None:
 
 
 # ------------------------------------------------------------------------------------- terminal
-def header(plan: Plan, parameters: int, macs: int, workdir: str | None) -> list[str]:
+def header(plan: Plan, parameters: int, trained: int, macs: int, workdir: str | None) -> list[str]:
     """What is about to be run, for people; `macs` of one image, a multiply-add being one."""
     kinds = collections.Counter(device.device_kind for device in jax.devices())
     devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
@@ -153,10 +153,17 @@ def header(plan: Plan, parameters: int, macs: int, workdir: str | None) -> list[
         f"dense layers start {plan.head_init}" if plan.head_init != "network" else "",
         f"{plan.augmentation}{' and flip' if plan.flip else ''}",
     ]
+    start = []
+    if plan.weights is not None:
+        norms = ", batch norm frozen" if plan.freeze_bn else ""
+        start = [
+            f"weights    {plan.weights}, {plan.transfer}{norms}: {trained:,} parameters trained"
+        ]
     return [
         f"devices    {devices}{processes}, {plan.precision}, batch norm {plan.bn}",
         f"network    {plan.arch}, {parameters:,} parameters, "
         f"{tables.significant(macs / 1e9)} GMACs an image",
+        *start,
         f"data       {plan.dataset}, {plan.train_examples:,} training and {plan.test_examples:,} "
         f"test images, {plan.num_classes} classes, {plan.image_size}x{plan.image_size}",
         f"recipe     {plan.recipe}: {plan.steps:,} steps of {plan.batch_size} ({plan.epochs:.1f} "

@@ -37,6 +37,11 @@ class Plan:
     seed: int
     precision: Precision
     bn: str  # local, sync or group:N
+    weights: str | None = None  # what it starts from
+    transfer: str | None = None  # linear_probe, finetune, layerwise or from:STAGE; with weights
+    freeze_bn: bool = False  # whether all batch normalisation stays as in the weights
+    head_lr_scale: float = 1.0  # multiplies the learning rate of the last layer
+    lr_decay: float = 1.0  # of layerwise: multiplies it from stage to stage towards the image
 
     @property
     def epochs(self) -> float:

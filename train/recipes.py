@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from flaxcnn.registry import FAMILIES
+
 Schedule = Literal["step", "cosine"]
 Augmentation = Literal["none", "pad_crop", "resized_crop"]
 HeadInit = Literal["network", "lecun"]
@@ -58,8 +60,23 @@ _SMALL = Recipe(
     augmentation="none",
 )
 
+# From trained weights: as _SMALL bounds it, at a tenth of its rate.
+_TRANSFER = Recipe(
+    epochs=20,
+    batch_size=64,
+    learning_rate_per_256=0.04,
+    schedule="cosine",
+    warmup_epochs=1,
+    nesterov=True,
+    weight_decay=1e-4,
+    decay_norm_and_bias=False,
+    clip_norm=1.0,
+    augmentation="none",
+)
+
 # (recipe, family) -> row.
 RECIPES: Mapping[tuple[str, str], Recipe] = {
+    **{("transfer", family): _TRANSFER for family in FAMILIES},
     ("classic", "lenet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
     ("classic", "alexnet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
     ("classic", "zfnet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),

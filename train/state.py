@@ -1,5 +1,6 @@
 """The model of a plan, and the state that training changes: all of it is in every checkpoint."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from flaxcnn.blocks import BatchNorm
 from flaxcnn.network import Network
 from train.errors import UsageError
 from train.plan import Plan
+from train.transfer import EVERYTHING, Split
 
 AXIS = "batch"  # the mapped axis: all devices of all processes
 
@@ -46,13 +48,16 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_model(plan: Plan, devices: int) -> Network:
+def create_model(plan: Plan, devices: int, **others: Any) -> Network:
     """The network of the plan, its batch normalisation spread over `devices` as `--bn` says.
+
+    `others` are arguments of the network that its weights ask for.
 
     Raises:
         UsageError: where the plan asks for what the network does not have.
     """
     arguments: dict[str, Any] = {
+        **others,
         "num_classes": plan.num_classes,
         "dtype": jnp.dtype(plan.precision),
     }
@@ -89,15 +94,24 @@ def _check_training(model: nn.Module, plan: Plan, variables: Any, images: int) -
 
 
 def create_state(
-    model: nn.Module, plan: Plan, optimiser: optax.GradientTransformation
+    model: nn.Module,
+    plan: Plan,
+    optimiser: optax.GradientTransformation,
+    split: Split = EVERYTHING,
 ) -> TrainState:
     """The state before the first step, from the plan's seed."""
-    variables = _init(model, plan, jax.random.key(plan.seed))
+    return state_of(_init(model, plan, jax.random.key(plan.seed)), optimiser, split)
+
+
+def state_of(
+    variables: Mapping[str, Any], optimiser: optax.GradientTransformation, split: Split
+) -> TrainState:
+    """The state before the first step from these variables; the optimiser has what is trained."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimiser.init(variables["params"]),
+        opt_state=optimiser.init(split.trained(variables["params"])),
         totals=Totals.zeros(),
     )
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flaxcnn import GoogLeNetOutput
 from train.plan import Plan
 from train.state import AXIS, Totals, TrainState
+from train.transfer import EVERYTHING, Split
 
 Arrays = dict[str, Any]
 TrainStep = Callable[[TrainState, Arrays], tuple[TrainState, Arrays]]
@@ -33,8 +34,11 @@ def make_train_step(
     plan: Plan,
     mean_and_std: MeanAndStd,
     log_every: int,
+    split: Split = EVERYTHING,
 ) -> TrainStep:
     """(state, batch) -> (state, metrics): one step of SGD, for `train_over_devices`.
+
+    `split` says which parameters are trained; the optimiser's state is of those alone.
 
     batch: {"image": uint8 [b, S, S, C], "label": int32 [b], "stop": bool []}.
     metrics: the loss and top1 of the whole batch; `stop`, whether any process was told to stop, so
@@ -42,35 +46,38 @@ def make_train_step(
     """
     seed = plan.seed
 
-    def loss_fn(params: Any, state: TrainState, batch: Arrays) -> tuple[jax.Array, Any]:
+    def loss_fn(trained: Any, state: TrainState, batch: Arrays) -> tuple[jax.Array, Any]:
         # Folded once more than the keys of the initial weights, so that none is used twice.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), 0)
-        output, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            normalised(batch["image"], mean_and_std),
-            train=True,
-            mutable=["batch_stats"],
-            rngs=random_streams(jax.random.fold_in(key, jax.lax.axis_index(AXIS))),
-        )
+        variables = state.variables | {"params": split.merged(state.params, trained)}
+        with nn.intercept_methods(split.intercept):
+            output, updates = model.apply(
+                variables,
+                normalised(batch["image"], mean_and_std),
+                train=not split.evaluates,
+                mutable=["batch_stats"],
+                rngs=random_streams(jax.random.fold_in(key, jax.lax.axis_index(AXIS))),
+            )
         loss = training_loss(output, batch["label"], plan.label_smoothing)
         logits = output.logits if isinstance(output, GoogLeNetOutput) else output
         top1 = jnp.mean(jnp.argmax(logits, -1) == batch["label"], dtype=jnp.float32)
         return loss, (updates.get("batch_stats", {}), top1)
 
     def train_step(state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
+        trained = split.trained(state.params)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (batch_stats, top1)), grads = gradient(state.params, state, batch)
+        (loss, (batch_stats, top1)), grads = gradient(trained, state, batch)
         grads, batch_stats, loss, top1, stop = jax.lax.pmean(
             (grads, batch_stats, loss, top1, batch["stop"].astype(jnp.float32)), AXIS
         )
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimiser.update(grads, state.opt_state, trained)
         fresh = state.step % log_every == 0  # the step before this one was logged
         old = jax.tree.map(lambda total: jnp.where(fresh, 0, total), state.totals)
         totals = Totals(loss=old.loss + loss, top1=old.top1 + top1, steps=old.steps + 1)
         state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
+            params=split.merged(state.params, optax.apply_updates(trained, updates)),
+            batch_stats=split.statistics(state.batch_stats, batch_stats),
             opt_state=opt_state,
             totals=totals,
         )

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from flaxcnn.accounting.summary import Sides, Summary, summarize
+from flaxcnn.accounting.counting import summarize
+from flaxcnn.accounting.summary import Sides, Summary
 from flaxcnn.errors import InputError
 
 _SPEC = re.compile(r"(\d+)x(\d+)(?:/(\d+))?(?:@(\d+))?")

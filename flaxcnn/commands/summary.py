@@ -4,7 +4,8 @@ import argparse
 import json
 
 from flaxcnn import tables
-from flaxcnn.accounting import summarize, text
+from flaxcnn.accounting import summarize
+from flaxcnn.accounting.summary import STAGE_COLUMNS, markdown, stage_rows, stage_table
 from flaxcnn.commands import options
 
 
@@ -53,11 +54,11 @@ def run(asked: argparse.Namespace) -> int:
             found = {key: value for key, value in found.items() if key not in ("layers", "apart")}
         print(json.dumps(found, indent=1))
     elif asked.format == "csv":
-        rows = text.stage_rows(summary.stages)
-        stages = tables.csv_lines(text.STAGE_COLUMNS, rows)
+        rows = stage_rows(summary.stages)
+        stages = tables.csv_lines(STAGE_COLUMNS, rows)
         print(stages if asked.stages else summary.to_csv())
     elif asked.format == "markdown":
-        print(text.markdown(summary, stages_alone=asked.stages))
+        print(markdown(summary, stages_alone=asked.stages))
     else:
-        print(text.stage_table(summary) if asked.stages else summary)
+        print(stage_table(summary) if asked.stages else summary)
     return 0
