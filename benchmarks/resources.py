@@ -1,14 +1,14 @@
 """What every network of the registry costs: `python -m benchmarks.resources`.
 
-It writes `flaxcnn/costs.csv`, from which `python -m flaxcnn models` answers. With `--compiled` it
-compiles instead, for some networks, prediction and a training step, and writes to
-`benchmarks/results/` how much memory XLA plans for them beside what `flaxcnn.summarize` counts.
-Nothing is run: minutes of compilation on two cores.
+It writes `flaxcnn/accounting/costs.csv`, from which `python -m flaxcnn models` answers. With
+`--compiled` it compiles instead, for some networks, prediction and a training step, and writes to
+`benchmarks/results/` how much memory XLA plans for them beside what `flaxcnn.summarize` counts;
+with `FLAXCNN_PLAIN_CONVOLUTION=1` in the environment, without flaxcnn's path for the CPU. Nothing
+is run: minutes of compilation on two cores.
 """
 
 import argparse
 import csv
-import os
 import pathlib
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 import flaxcnn
+from flaxcnn import convolution
 from flaxcnn.accounting import costs
 from train.steps import training_loss
 
@@ -34,8 +35,8 @@ def main() -> None:
         _write(COSTS, [counted(name) for name in flaxcnn.list_models()])
         return
     device = jax.devices()[0]
-    path = RESULTS / f"memory_{device.platform}.csv"
-    _write(path, [planned(name) for name in COMPILED])
+    plain = "_plain" if convolution.PLAIN else ""
+    _write(RESULTS / f"memory_{device.platform}{plain}.csv", [planned(name) for name in COMPILED])
 
 
 def counted(name: str) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def planned(name: str) -> dict[str, Any]:
         "network": name,
         "batch_size": BATCH_SIZE,
         "image_size": IMAGE_SIZE,
-        "plain_convolution": os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", ""),
+        "plain_convolution": int(convolution.PLAIN),
         "forward_bytes": summary.forward_bytes,
         "forward_planned_bytes": _bytes(forward.compile()),
         "training_bytes": summary.training_bytes,

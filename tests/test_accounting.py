@@ -374,9 +374,13 @@ class Masked(nn.Module):
     [
         (lambda: flaxcnn.summarize("vgg61"), InputError, "did you mean vgg"),
         (lambda: flaxcnn.summarize("vgg16", image_size=20), InputError, "at least 32x32"),
-        (lambda: flaxcnn.summarize("vgg16", image_size=0), InputError, "at least 1"),
-        (lambda: flaxcnn.summarize("vgg16", image_size=(32,)), InputError, "at least 1"),
-        (lambda: flaxcnn.summarize("vgg16", batch_size=0), InputError, "at least 1"),
+        (lambda: flaxcnn.summarize("vgg16", image_size=0), InputError, "whole numbers from 1"),
+        (
+            lambda: flaxcnn.summarize("vgg16", image_size=(32,)),
+            InputError,
+            "whole numbers from 1 to",
+        ),
+        (lambda: flaxcnn.summarize("vgg16", batch_size=0), InputError, "whole numbers from 1"),
         (lambda: flaxcnn.summarize(nn.Dense), TypeError, "a linen module .*; got Dense"),
         (lambda: flaxcnn.summarize(lambda x: x), TypeError, "a linen module .*; got function"),
         (lambda: flaxcnn.summarize(Masked()), TypeError, "called with mask"),

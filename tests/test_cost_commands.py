@@ -5,6 +5,8 @@ import io
 import json
 import math
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import flaxcnn
 from flaxcnn import efficientnet
 from flaxcnn.__main__ import main
 from flaxcnn.accounting import costs
-from flaxcnn.commands import scaling
+from flaxcnn.commands import options, scaling
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -125,6 +127,33 @@ def test_summary_in_every_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(found["stages"]) == 6
 
 
+def test_numbers_with_units() -> None:
+    assert options.number("10M") == 1e7
+    assert options.number("1B") == 1e9
+    assert options.bytes_number("100MB") == 1e8
+    assert options.bytes_number("1GiB") == 2**30
+    assert options.bytes_number("1.5k") == 1500
+
+
+def test_images_that_nobody_has(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (
+        ("summary", "vgg16", "--image-size=65537"),
+        ("stack", "3x3", "--size=99999999"),
+    ):
+        with pytest.raises(SystemExit):
+            main(command)
+        assert "is more than 65,536" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_output_that_cannot_be_written() -> None:
+    command = f"{sys.executable} -m flaxcnn models --family=vgg"
+    full = subprocess.run(f"{command} > /dev/full", shell=True, capture_output=True, text=True)
+    assert (full.returncode, full.stderr) == (1, "python -m flaxcnn: No space left on device\n")
+    closed = subprocess.run(f"{command} >&-", shell=True, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
 def test_wrong_summaries(capsys: pytest.CaptureFixture[str]) -> None:
     assert "at least 32x32" in complaint(capsys, "summary", "vgg16", "--image-size=31")
     assert "did you mean vgg" in complaint(capsys, "summary", "vgg61")
@@ -157,6 +186,8 @@ def test_strides_and_dilations(capsys: pytest.CaptureFixture[str]) -> None:
     assert (second["macs_formula"], second["output_formula"]) == ("9/2 C^2 HW", "1/2 HWC")
     assert second["stack"] == "3x3/2, 3x3"
     assert (third["receptive_field"], third["params"]) == ([5, 11], 16 * 64**2)
+    (even,) = records(capsys, "stack", "2x2", "4x4", "--size=32")
+    assert (even["receptive_field"], even["output_bytes"]) == (5, 2 * 4 * 32 * 32 * 64)
 
 
 @pytest.mark.parametrize("wrong", ["3", "3x", "x3", "3x3x3", "0x3", "3x3/0", "3x3@", "a3x3"])

@@ -13,8 +13,8 @@ Memory is counted in bytes, with elementwise functions computed in place, as com
 """
 
 import inspect
-import itertools
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +28,8 @@ from flaxcnn.accounting.layers import IMAGES, TracedLayer
 from flaxcnn.accounting.summary import Layer, Stage, Summary
 from flaxcnn.accounting.trace import Trace, trace
 from flaxcnn.errors import InputError
+
+LARGEST = 65_536  # of an image's sizes
 
 # What says, to a module's call, that it is not trained now.
 _EVALUATION: Mapping[str, bool] = {
@@ -64,22 +66,35 @@ def summarize(
     """
     name, module = _module(model, dtype)
     if in_channels is None:
-        in_channels = 1 if _family(name) == "lenet" else 3
+        in_channels = 1 if type(module).__module__ == registry.FAMILIES["lenet"].__name__ else 3
     if image_size is None:
         image_size = getattr(module, "default_image_size", 224)
-    sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    shape = (batch_size, *sides, in_channels)
-    if len(shape) != 4 or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise InputError(f"images are [N, H, W, C], each at least 1; got {list(shape)}")
+    sides = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    shape = _sizes((batch_size, *sides, in_channels))
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    arguments = _evaluation(module)
     try:
-        traced = trace(module, images, _evaluation(module))
+        traced = trace(module, images, arguments)
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(str(error).partition("\n")[0]) from error
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        what = f"{name} cannot take images {list(shape)}: {str(error).partition(chr(10))[0]}"
+        raise InputError(what) from error
     compute_dtype = jnp.dtype(getattr(module, "dtype", None) or jnp.float32)
     return _summary(name, compute_dtype.name, shape, traced)
+
+
+def _sizes(shape: Sequence[Any]) -> tuple[int, ...]:
+    """The shape of images, as whole numbers."""
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if len(sizes) != 4 or not all(0 < size <= LARGEST for size in sizes):
+        raise InputError(
+            f"images are [N, H, W, C], whole numbers from 1 to {LARGEST:,}; got {list(shape)}"
+        )
+    return sizes
 
 
 def _module(model: str | nn.Module, dtype: DTypeLike | None) -> tuple[str, nn.Module]:
@@ -96,47 +111,50 @@ def _module(model: str | nn.Module, dtype: DTypeLike | None) -> tuple[str, nn.Mo
     return type(model).__name__, model
 
 
-def _family(name: str) -> str | None:
-    return registry.family_of(name) if name in registry.list_models() else None
-
-
 def _evaluation(module: nn.Module) -> dict[str, bool]:
-    """The arguments of a module's call, beside the images."""
+    """The arguments of a module's call, beside the images.
+
+    Raises:
+        TypeError: for a module that is called with something else.
+    """
+    call = getattr(module, "__call__", None)  # noqa: B004
+    images, *others = inspect.signature(call).parameters.values() if call else (None,)
+    if images is None or images.kind is images.KEYWORD_ONLY:
+        raise TypeError(f"{type(module).__name__} is not called with images alone; wrap it")
     arguments = {}
-    _, *others = inspect.signature(module.__call__).parameters.values()
     for parameter in others:
-        if parameter.name in _EVALUATION:
-            arguments[parameter.name] = _EVALUATION[parameter.name]
-        elif parameter.default is parameter.empty and parameter.kind not in (
+        required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
-        ):
+        )
+        if parameter.name in _EVALUATION:
+            arguments[parameter.name] = _EVALUATION[parameter.name]
+        elif required:
             raise TypeError(
-                f"{type(module).__name__} is called with {parameter.name}, which is unknown here; "
-                "wrap it in a module that is called with images alone"
+                f"{type(module).__name__} is called with {parameter.name} too, which is unknown "
+                "here; wrap it in a module that is called with images alone"
             )
     return arguments
 
 
 # ---------------------------------------------------------------------------------------- summary
 def _summary(name: str, dtype: str, images: tuple[int, ...], found: Trace) -> Summary:
-    used = _reached(found)
-    used_layers = [layer for i, layer in enumerate(found.layers) if i in used]
     depths = _depths(found.layers)
     every = [_layer(layer, depth) for layer, depth in zip(found.layers, depths, strict=True)]
-    layers = tuple(layer for i, layer in enumerate(every) if i in used)
+    used_layers = [found.layers[i] for i in sorted(found.used)]
+    layers = tuple(every[i] for i in sorted(found.used))
     params = sum(layer.params for layer in used_layers)
     macs = sum(layer.macs for layer in used_layers)
     param_bytes = sum(layer.param_bytes for layer in used_layers)
     variable_bytes = param_bytes + sum(layer.state_bytes for layer in used_layers)
     kept = {kept.array: kept.size_bytes for layer in used_layers for kept in layer.kept}
-    peak_bytes = _peak_bytes(found, used, math.prod(images) * 4)
+    peak_bytes = _peak_bytes(found, math.prod(images) * 4)
     return Summary(
         model=name,
         images=images,
         dtype=dtype,
         layers=layers,
-        apart=tuple(layer for i, layer in enumerate(every) if i not in used),
+        apart=tuple(layer for i, layer in enumerate(every) if i not in found.used),
         stages=tuple(_stages(layers)),
         params=params,
         macs=macs,
@@ -149,18 +167,6 @@ def _summary(name: str, dtype: str, images: tuple[int, ...], found: Trace) -> Su
     )
 
 
-def _reached(found: Trace) -> set[int]:
-    """The layers that the output depends on."""
-    reached: set[int] = set()
-    waiting = list(found.outputs)
-    while waiting:
-        number = waiting.pop()
-        if number != IMAGES and number not in reached:
-            reached.add(number)
-            waiting.extend(found.layers[number].inputs)
-    return reached
-
-
 def _depths(layers: Sequence[TracedLayer]) -> list[int]:
     depths: list[int] = []
     for layer in layers:
@@ -171,7 +177,10 @@ def _depths(layers: Sequence[TracedLayer]) -> list[int]:
 
 def _layer(layer: TracedLayer, depth: int) -> Layer:
     rows, columns, row_axis, column_axis = layer.seen
-    jumps = (rows.jump if row_axis else None, columns.jump if column_axis else None)
+    jumps = (
+        None if row_axis is None else rows.jump,
+        None if column_axis is None else columns.jump,
+    )
     kernel, strides, dilation = layer.window or (None, None, None)
     return Layer(
         name=layer.name,
@@ -196,27 +205,30 @@ def _sides(rows: Any, columns: Any) -> Any:
 
 
 def _stages(layers: Iterable[Layer]) -> Iterator[Stage]:
-    for name, group in itertools.groupby(layers, key=lambda layer: layer.stage):
-        of_stage = list(group)
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.stage, []).append(layer)
+    for name, group in groups.items():
+        last = [layer for layer in group if layer.kind != "variables"] or group
         yield Stage(
             name=name,
-            layers=len(of_stage),
-            output_shape=of_stage[-1].output_shape,
-            params=sum(layer.params for layer in of_stage),
-            macs=sum(layer.macs for layer in of_stage),
-            activation_bytes=sum(layer.activation_bytes for layer in of_stage),
-            receptive_field=of_stage[-1].receptive_field,
+            layers=len(group),
+            output_shape=last[-1].output_shape,
+            params=sum(layer.params for layer in group),
+            macs=sum(layer.macs for layer in group),
+            activation_bytes=sum(layer.activation_bytes for layer in group),
+            receptive_field=last[-1].receptive_field,
         )
 
 
-def _peak_bytes(found: Trace, used: set[int], image_bytes: int) -> int:
+def _peak_bytes(found: Trace, image_bytes: int) -> int:
     """The most that images and activations take at one time, each freed behind its last use."""
     last_use = dict.fromkeys(found.outputs, len(found.layers))
-    for number in sorted(used):
+    for number in sorted(found.used):
         for source in found.layers[number].inputs:
             last_use[source] = max(last_use.get(source, 0), number)
     there, peak = {IMAGES: image_bytes}, image_bytes
-    for number in sorted(used):
+    for number in sorted(found.used):
         layer = found.layers[number]
         last = [source for source in layer.inputs if last_use[source] == number]
         room = max((there[source] for source in last), default=0) if layer.in_place else 0

@@ -16,7 +16,10 @@ from flaxcnn.accounting import receptive_field
 from flaxcnn.accounting.receptive_field import Field
 
 # Same shape in and out, and yet not elementwise.
-_MIXING = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "fft", "rev"}
+_MIXING = {
+    *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "fft", "rev"),
+    *("cholesky", "triangular_solve"),
+}
 
 
 class Seen(NamedTuple):
@@ -41,6 +44,8 @@ def united(values: Sequence[Seen]) -> Seen:
     """Of what is computed elementwise from several arrays."""
     result, *others = values
     for other in others:
+        if not _fit(result, other):
+            result, other = whole(result), whole(other)
         result = Seen(
             rows=receptive_field.united(result.rows, other.rows),
             columns=receptive_field.united(result.columns, other.columns),
@@ -48,6 +53,17 @@ def united(values: Sequence[Seen]) -> Seen:
             column_axis=other.column_axis if result.column_axis is None else result.column_axis,
         )
     return result
+
+
+def _fit(a: Seen, b: Seen) -> bool:
+    """Whether elements at the same place of two arrays are units at the same place of the image."""
+    return all(
+        None in (one, other) or (one == other and len(field.first) == len(their.first))
+        for one, other, field, their in (
+            (a.row_axis, b.row_axis, a.rows, b.rows),
+            (a.column_axis, b.column_axis, a.columns, b.columns),
+        )
+    )
 
 
 def whole(seen: Seen) -> Seen:
@@ -65,8 +81,9 @@ def after(eqn: Any, inputs: Sequence[Seen | None], constant: Any) -> Seen:
     if name in _RULES and inputs[0] is not None:
         others = [whole(seen) for seen in inputs[1:] if seen is not None]
         return united([_RULES[name](inputs[0], eqn), *others])
-    if name.startswith(("reduce_", "arg")) and "axes" in eqn.params:
-        return _without_axes(united(known), eqn.params["axes"])
+    axes = eqn.params.get("axes", eqn.params.get("dimensions"))
+    if name.startswith(("reduce", "arg")) and axes is not None:
+        return _without_axes(united(known), axes)
     if name == "dot_general":
         return _dot_general(inputs, eqn, constant)
     if name == "concatenate":
@@ -312,6 +329,16 @@ def _slice(seen: Seen, eqn: Any) -> Seen:
     return _along(seen, {axis: part(axis) for axis in range(len(starts))})
 
 
+def _split(seen: Seen, eqn: Any) -> Seen:
+    along_the_map = eqn.params["axis"] in (seen.row_axis, seen.column_axis)
+    return whole(seen) if along_the_map else seen
+
+
+def _rev(seen: Seen, eqn: Any) -> Seen:
+    mirrored = {seen.row_axis, seen.column_axis} & set(eqn.params["dimensions"])
+    return whole(seen) if mirrored else seen
+
+
 def _pad(seen: Seen, eqn: Any) -> Seen:
     config = eqn.params["padding_config"]
     axes = [axis for axis in (seen.row_axis, seen.column_axis) if axis is not None]
@@ -335,6 +362,8 @@ _RULES: Mapping[str, Callable[[Seen, Any], Seen]] = {
     "squeeze": _squeeze,
     "transpose": _transpose,
     "slice": _slice,
+    "split": _split,
+    "rev": _rev,
     "pad": _pad,
     **dict.fromkeys(
         ("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"),

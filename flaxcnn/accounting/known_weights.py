@@ -1,7 +1,8 @@
 """What a trace tells of arrays that do not depend on the images.
 
-Two things count: which are constant matrices, as averages over bins are, and not parameters; and
-which weights are zero but for some that were put in, as those of LeNet's partial connections.
+Three things count: which are constant matrices, as averages over bins; which are drawn at random,
+as parameters are; and which weights are zero but for some that were put in, as those of LeNet's
+partial connections.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 
-_SAME_VALUES = {"reshape", "squeeze", "transpose", "broadcast_in_dim", "convert_element_type"}
+_SAME_VALUES = {"reshape", "squeeze", "transpose", "convert_element_type"}
 
 
 class KnownWeights:
@@ -19,6 +20,7 @@ class KnownWeights:
         self._matrices: dict[Var, np.ndarray] = {}
         self._nonzeros: dict[Var, int] = {}
         self._zeros: set[Var] = set()
+        self._random: set[Var] = set()
 
     def note_constant(self, var: Var, value: Any) -> None:
         """A constant of the trace."""
@@ -29,6 +31,8 @@ class KnownWeights:
         """An operation on arrays that do not depend on the images."""
         name, first = eqn.primitive.name, eqn.invars[0] if eqn.invars else None
         out = eqn.outvars[0]
+        if name.startswith(("random_", "threefry")) or any(self.is_random(v) for v in eqn.invars):
+            self._random.update(eqn.outvars)
         if name == "broadcast_in_dim" and isinstance(first, Literal) and first.val == 0:
             self._zeros.add(out)
         elif name.startswith("scatter") and first in self._zeros:
@@ -46,6 +50,13 @@ class KnownWeights:
             known.pop(var, None)
             if isinstance(argument, Var) and argument in known:
                 known[var] = known[argument]
+        self._random.discard(var)
+        if self.is_random(argument):
+            self._random.add(var)
+
+    def is_random(self, atom: Any) -> bool:
+        """Whether it is drawn at random, or computed from what is."""
+        return isinstance(atom, Var) and atom in self._random
 
     def matrix(self, atom: Any) -> np.ndarray | None:
         """The value of a constant matrix; None for all else."""

@@ -96,7 +96,7 @@ def whole(field: Field) -> Field:
 
 def united(a: Field, b: Field) -> Field:
     """What units see that see the same unit of `a` and of `b`; one of them may have one unit."""
-    if a.jump != b.jump or None in (a.jump, b.jump):
+    if a.jump != b.jump:
         a, b = a.clipped(), b.clipped()
     first, last = np.minimum(a.first, b.first), np.maximum(a.last, b.last)
     return Field(first, last, a.jump, a.image)

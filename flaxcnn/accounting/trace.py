@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import linen as nn
 from jax.extend.core import Literal
 
@@ -66,15 +65,17 @@ _VIEWS = {"reshape", "squeeze", "transpose", "broadcast_in_dim", "slice", "copy"
 class Trace(NamedTuple):
     """Of one module and one shape of images."""
 
-    layers: tuple[TracedLayer, ...]
-    outputs: frozenset[int]  # the layers whose outputs the module returns
+    layers: list[TracedLayer]
+    used: set[int]  # those that what the module returns depends on
+    outputs: set[int]  # those that it returns the outputs of
 
 
 def trace(module: nn.Module, images: jax.ShapeDtypeStruct, arguments: Mapping[str, Any]) -> Trace:
     """`module(images, **arguments)` layer by layer, the module's variables as `init` makes them.
 
     Raises:
-        InputError: a ValueError, for a loop whose number of steps is not known before it runs.
+        InputError: a ValueError, for a loop whose number of steps is not known before it runs, or
+            a choice between functions.
     """
     found = marks.Marks()
 
@@ -88,8 +89,9 @@ def trace(module: nn.Module, images: jax.ShapeDtypeStruct, arguments: Mapping[st
     walk.values[invar] = _Value(field_rules.of_images(images.shape), IMAGES, walk.new_array())
     walk.run(closed.jaxpr, closed.consts)
     returned = closed.jaxpr.outvars[: len(jax.tree.leaves(output))]
-    outputs = [value for v in returned if (value := walk.value(v)) is not None]
-    return Trace(walk.layers.finished(), frozenset(value.source for value in outputs))
+    outputs = {value.source for v in returned if (value := walk.value(v)) is not None}
+    layers, used = walk.layers.finished(outputs, field_rules.of_images(images.shape))
+    return Trace(layers, used, outputs)
 
 
 class _Value(NamedTuple):
@@ -123,7 +125,7 @@ class _Walk:
         self._modules = modules
         self._weights = KnownWeights()
         self._calls: list[_Call] = []
-        self._left: set[int] = set()  # calls that have ended
+        self._platforms: set[Any] = set()  # what lax.platform_dependent chooses by
         self._silent = False  # within a layer
         self._repeats = 1  # of the loop's body that is walked through
         self._arrays = 0
@@ -148,12 +150,20 @@ class _Walk:
 
     def _step(self, eqn: Any) -> None:
         name = eqn.primitive.name
+        if name == "platform_index":
+            self._platforms.update(eqn.outvars)
         if not any(self.value(v) for v in eqn.invars):
             self._weights.note(eqn)
         elif name == "name":
             self._mark(eqn)
-        elif name == "cond":  # of lax.platform_dependent the last branch is for every platform
+        elif name == "cond" and eqn.invars[0] in self._platforms:
+            # Of lax.platform_dependent the last branch is for every platform.
             self._inside(eqn, eqn.params["branches"][-1], eqn.invars[1:])
+        elif name == "cond":
+            raise InputError(
+                "which branch of lax.cond or lax.switch runs is not known before it runs, nor what "
+                "it costs; use a Python if, or jnp.where"
+            )
         elif name == "scan":
             self._scan(eqn)
         elif name == "while":
@@ -191,16 +201,22 @@ class _Walk:
     def _scan(self, eqn: Any) -> None:
         """A loop of known length: its body counts so often, and each step may mix all it is given.
 
-        What is carried from step to step is one layer's output as far as layers are concerned.
+        What is carried from step to step is one layer's output as far as layers are concerned;
+        all of it is taken to depend on the images.
         """
-        given = [value.seen for v in eqn.invars if (value := self.value(v)) is not None]
-        seen = field_rules.whole(field_rules.united(given))
+        given = [value for v in eqn.invars if (value := self.value(v)) is not None]
+        seen = field_rules.whole(field_rules.united([value.seen for value in given]))
         inner, before = eqn.params["jaxpr"], self._repeats
         self._repeats *= eqn.params["length"]
-        for var, argument in zip(inner.jaxpr.invars, eqn.invars, strict=True):
+        begin = eqn.params["num_consts"]
+        carried = range(begin, begin + eqn.params["num_carry"])
+        for i, (var, argument) in enumerate(zip(inner.jaxpr.invars, eqn.invars, strict=True)):
+            self._weights.rename(var, argument)
             self._pass_on(var, argument)
             if var in self.values:
                 self.values[var] = self.values[var]._replace(seen=seen)
+            elif i in carried:  # from the second step on it depends on the images
+                self.values[var] = _Value(seen, given[0].source, self.new_array())
         self.run(inner.jaxpr, inner.consts)
         self._repeats = before
         for var, result in zip(eqn.outvars, inner.jaxpr.outvars, strict=True):
@@ -221,9 +237,10 @@ class _Walk:
         elif name == "conv_general_dilated":
             self._convolution(eqn, seen, given)
         elif name == "dot_general":
-            self._product(eqn, seen, given, matrix)
+            self._product(eqn, seen, given)
         elif name in _WINDOWS:
-            self._layer(eqn, _WINDOWS[name], seen, given, kept=kept, window=_pool_window(eqn))
+            window = _pool_window(eqn, self.values[given[0]].seen)
+            self._layer(eqn, _WINDOWS[name], seen, given, kept=kept, window=window)
         elif name in _REDUCTIONS and _is_over_the_map(eqn, self.values[given[0]].seen):
             self._layer(eqn, _REDUCTIONS[name], seen, given, kept=kept)
         elif len({self.values[v].source for v in given}) == 1:
@@ -248,7 +265,7 @@ class _Walk:
 
         Behind a norm it is computed again, from what the norm itself keeps.
         """
-        if number != IMAGES and self.layers.found[number].kind not in _NORMS.values():
+        if number != IMAGES and self.layers.kind(number) not in _NORMS.values():
             self.layers.keep(number, self._outputs[number])
 
     # ----------------------------------------------------------------------------------- layers
@@ -272,10 +289,18 @@ class _Walk:
         macs = positions * self._weights.nonzeros(rhs)
         self._layer(eqn, kind, seen, given, kept=given, macs=macs, window=window)
 
-    def _product(
-        self, eqn: Any, seen: Seen, given: Sequence[Any], matrix: np.ndarray | None
-    ) -> None:
-        if matrix is not None:  # no weights: averages over bins, resizing
+    def _is_weights(self, eqn: Any) -> bool:
+        """Whether a product is with parameters: drawn at random, or as large as the module's own.
+
+        The second tells parameters that begin as zeros from constants.
+        """
+        (other,) = (v for v in eqn.invars if self.value(v) is None)
+        path = self._calls[-1].path if self._calls else ""
+        sizes = self.layers.own_sizes(path).values()
+        return self._weights.is_random(other) or other.aval.size in sizes
+
+    def _product(self, eqn: Any, seen: Seen, given: Sequence[Any]) -> None:
+        if len(given) == 1 and not self._is_weights(eqn):  # averages over bins, resizing
             self._layer(eqn, "resample", seen, given)
             return
         (contracting, _), _ = eqn.params["dimension_numbers"]
@@ -283,7 +308,7 @@ class _Walk:
         macs = out.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracting)
         if self._calls and isinstance(self._calls[-1].module, nn.Dense):
             # All its weights, in whatever way `blocks.dense` multiplies them.
-            weights = self.layers.own_size(self._calls[-1].path, "kernel")
+            weights = self.layers.own_sizes(self._calls[-1].path)["kernel"]
             macs = max(macs, out.size // out.shape[-1] * weights)
         kind = "product" if len(given) > 1 else "dense"
         self._layer(eqn, kind, seen, given, kept=given, macs=macs)
@@ -307,7 +332,8 @@ class _Walk:
             seen,
             eqn.outvars[0].aval,
             inputs={self.values[v].source for v in given},
-            macs=macs * self._repeats,
+            macs=macs,
+            repeats=self._repeats,
             kept=[Kept(self.values[v].array, size_bytes(v.aval)) for v in kept],
             window=window,
             in_place=in_place,
@@ -332,14 +358,13 @@ class _Walk:
             self._calls.append(
                 _Call(int(which), module, self.values[var], size_bytes(out.aval), self._silent)
             )  # fmt: skip
-            self._silent = self._silent or type(module) in _NORMS
-        elif what == marks.LEAVE and int(which) not in self._left:
+            self._silent = self._silent or _norm(module) is not None
+        elif what == marks.LEAVE:
             self._leave(int(which), out)
 
     def _leave(self, number: int, out: Any) -> None:
-        self._left.add(number)
         if all(call.number != number for call in self._calls):
-            return  # it was given no arrays
+            return  # it was given no arrays, or this is the second array that it returns
         while self._calls[-1].number != number:  # calls that returned no arrays
             self._calls.pop()
         call = self._calls[-1]
@@ -351,7 +376,7 @@ class _Walk:
     def _whole_module(self, call: _Call, out: Any) -> None:
         """What a module is as a whole, where it is one layer."""
         value, module = self.values[out], call.module
-        kind = _NORMS.get(type(module))
+        kind = _norm(module)
         if kind is None and self.layers.unclaimed(call.path):
             kind = type(module).__name__  # an elementwise function with parameters
         if kind is not None:
@@ -372,9 +397,16 @@ class _Walk:
             self.layers.keep(value.source, Kept(self.new_array(), mask))
 
 
+def _norm(module: nn.Module) -> str | None:
+    """What kind of norm a module is, if one."""
+    return next((kind for norm, kind in _NORMS.items() if isinstance(module, norm)), None)
+
+
 # ---------------------------------------------------------------------------------- of operations
 def _called(eqn: Any) -> Any:
     """The function that an operation calls: `jit`, `custom_jvp_call`, `checkpoint` and so on."""
+    if eqn.primitive.name.startswith(("reduce", "scatter")):  # theirs combine two elements
+        return None
     for value in eqn.params.values():
         jaxpr = getattr(value, "jaxpr", value)
         if hasattr(jaxpr, "eqns") and len(jaxpr.invars) == len(eqn.invars):
@@ -386,8 +418,14 @@ def _is_over_the_map(eqn: Any, seen: Seen) -> bool:
     return any(axis in eqn.params["axes"] for axis in (seen.row_axis, seen.column_axis))
 
 
-def _pool_window(eqn: Any) -> Window:
-    sizes, strides = eqn.params["window_dimensions"], eqn.params["window_strides"]
-    axes = slice(1, 3) if len(sizes) == 4 else slice(None)  # of [N, H, W, C] the middle
-    dilation = eqn.params["window_dilation"]
-    return Window(tuple(sizes[axes]), tuple(strides[axes]), tuple(dilation[axes]))
+def _pool_window(eqn: Any, seen: Seen) -> Window:
+    """Along the image's axes; along all, where it has none any more."""
+    params = eqn.params
+    found = [axis for axis in (seen.row_axis, seen.column_axis) if axis is not None]
+    axes = found or range(len(params["window_dimensions"]))
+    return Window(
+        *(
+            tuple(params[name][axis] for axis in axes)
+            for name in ("window_dimensions", "window_strides", "window_dilation")
+        )
+    )

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from flaxcnn import tables
+from flaxcnn.accounting.counting import LARGEST
 
 Commands = Any  # argparse calls it `_SubParsersAction[ArgumentParser]`
 
@@ -17,6 +18,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
     return int(text)
+
+
+def size(text: str) -> int:
+    """Of one side of a batch of images."""
+    found = positive(text)
+    if found > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST:,}")
+    return found
 
 
 def number(text: str) -> float:

@@ -26,7 +26,7 @@ def add(commands: options.Commands) -> None:
         help=f"of layers and receptive-field: one or several ({' '.join(SEVERAL)})",
     )
     parser.add_argument(
-        "--image-size", type=options.positive, help="pixels (what each was published for)"
+        "--image-size", type=options.size, help="pixels (what each was published for)"
     )
     parser.add_argument("--out", required=True, type=pathlib.Path, help="file: .svg or .png")
     parser.add_argument("--dark", action="store_true", help="for a dark page")

@@ -41,9 +41,9 @@ def add(commands: options.Commands) -> None:
         metavar="CONV",
         help="another stack: 3x3 3x3; may be given again",
     )
-    parser.add_argument("--channels", type=options.positive, default=64, help="C (64)")
+    parser.add_argument("--channels", type=options.size, default=64, help="C (64)")
     parser.add_argument(
-        "--size", type=options.positive, default=56, help="H and W, pixels of the map (56)"
+        "--size", type=options.size, default=56, help="H and W, pixels of the map (56)"
     )
     options.add_format(parser)
     parser.set_defaults(run=run)

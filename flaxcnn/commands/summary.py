@@ -22,12 +22,10 @@ def add(commands: options.Commands) -> None:
     )
     parser.add_argument("arch", help="network, such as vgg16")
     parser.add_argument(
-        "--image-size", type=options.positive, help="pixels (what it was published for)"
+        "--image-size", type=options.size, help="pixels (what it was published for)"
     )
-    parser.add_argument("--batch-size", type=options.positive, default=1, help="images (1)")
-    parser.add_argument(
-        "--in-channels", type=options.positive, help="of the images (3; of LeNet 1)"
-    )
+    parser.add_argument("--batch-size", type=options.size, default=1, help="images (1)")
+    parser.add_argument("--in-channels", type=options.size, help="of the images (3; of LeNet 1)")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
