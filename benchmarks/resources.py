@@ -1,10 +1,10 @@
 """What every network of the registry costs: `python -m benchmarks.resources`.
 
-It writes `flaxcnn/accounting/costs.csv`, from which `python -m flaxcnn models` answers. With
-`--compiled` it compiles instead, for some networks, prediction and a training step, and writes to
-`benchmarks/results/` how much memory XLA plans for them beside what `flaxcnn.summarize` counts;
-with `FLAXCNN_PLAIN_CONVOLUTION=1` in the environment, without flaxcnn's path for the CPU. Nothing
-is run: minutes of compilation on two cores.
+It writes `benchmarks/results/resources.csv` and, with fewer columns, the table in the package from
+which `python -m flaxcnn models` answers. With `--compiled` it compiles instead, for some networks,
+prediction and a training step, and writes to `benchmarks/results/` how much memory XLA plans for
+them beside what `flaxcnn.summarize` counts; with `FLAXCNN_PLAIN_CONVOLUTION=1` in the environment,
+without flaxcnn's path for the CPU. Nothing is run: minutes of compilation on two cores.
 """
 
 import argparse
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import optax
 
 import flaxcnn
-from flaxcnn import convolution
+from flaxcnn import convolution, registry, tables
 from flaxcnn.accounting import costs
+from flaxcnn.weights import best_accuracy
 from train.steps import training_loss
 
 COSTS = pathlib.Path(costs.__file__).with_name("costs.csv")
@@ -32,7 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compiled", action="store_true", help="memory as XLA plans it")
     if not parser.parse_args().compiled:
-        _write(COSTS, [counted(name) for name in flaxcnn.list_models()])
+        rows = [counted(name) for name in flaxcnn.list_models()]
+        _write(RESULTS / "resources.csv", rows)
+        columns = ("network", *costs.Cost._fields)
+        _write(COSTS, [{column: row[column] for column in columns} for row in rows])
         return
     device = jax.devices()[0]
     plain = "_plain" if convolution.PLAIN else ""
@@ -40,11 +44,20 @@ def main() -> None:
 
 
 def counted(name: str) -> dict[str, Any]:
-    """A row of `costs.csv`."""
+    """A row of both files, of one image in float32."""
     size = costs.image_size(name)
     summary = flaxcnn.summarize(name, image_size=size)
     found = {field: getattr(summary, field) for field in costs.Cost._fields[1:]}
-    return {"network": name, "image_size": size, **found}
+    return {
+        "network": name,
+        "family": registry.family_of(name),
+        "image_size": size,
+        **found,
+        "kept_bytes": summary.kept_bytes,  # for the backward pass
+        "depth": summary.layers[-1].depth,
+        "last_map_receptive_field": tables.sides(summary.stages[-2].receptive_field),
+        "acc@1": best_accuracy(name),
+    }
 
 
 def planned(name: str) -> dict[str, Any]:

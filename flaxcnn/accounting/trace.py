@@ -7,6 +7,11 @@ are.
 A layer is what costs something, or brings together what several others made: a convolution, a
 product with weights, a norm, a pool, a sum of two layers. Elementwise functions are part of the
 layer that they follow.
+
+Limits: `init` is what is traced, so what a module does only afterwards is not seen. `nn.remat` is
+taken to keep what is kept without it. Calls of one class wrapped in `nn.jit` share a record, and
+bear the name of the first; the variables of the others come last, as layers without output. What
+rearranges places in a way that `field_rules` does not know is taken to see the whole image.
 """
 
 import math
