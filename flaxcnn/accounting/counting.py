@@ -117,8 +117,10 @@ def _evaluation(module: nn.Module) -> dict[str, bool]:
     Raises:
         TypeError: for a module that is called with something else.
     """
-    call = getattr(module, "__call__", None)  # noqa: B004
-    images, *others = inspect.signature(call).parameters.values() if call else (None,)
+    try:
+        images, *others = inspect.signature(module.__call__).parameters.values()
+    except (AttributeError, ValueError):  # it has no call, or one without arguments
+        images, others = None, []
     if images is None or images.kind is images.KEYWORD_ONLY:
         raise TypeError(f"{type(module).__name__} is not called with images alone; wrap it")
     arguments = {}

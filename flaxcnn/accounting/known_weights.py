@@ -36,7 +36,8 @@ class KnownWeights:
         if name == "broadcast_in_dim" and isinstance(first, Literal) and first.val == 0:
             self._zeros.add(out)
         elif name.startswith("scatter") and first in self._zeros:
-            self._nonzeros[out] = eqn.invars[2].aval.size  # type: ignore[attr-defined]
+            updates: Any = eqn.invars[2].aval
+            self._nonzeros[out] = updates.size
         elif name in _SAME_VALUES and isinstance(first, Var):
             if first in self._nonzeros:
                 self._nonzeros[out] = self._nonzeros[first]
