@@ -1,12 +1,12 @@
 """Every registered network, made shallow, trains: by the trainer's own plan, optimiser and step."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from placing import on_devices
 from variables import random_variables
 
@@ -16,14 +16,6 @@ from train.config import make_plan, parse
 from train.recipes import RECIPES
 
 STEPS = 4
-
-
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """What is compiled here runs six times: XLA's optimisations would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def shallow(model: Any) -> Any:
@@ -50,7 +42,6 @@ def without_noise(model: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", flaxcnn.list_models())
 def test_a_few_steps_on_digits_lower_the_loss(name: str) -> None:
     digits = datasets.load("digits", None, "train", None)
@@ -79,8 +70,8 @@ def test_a_few_steps_on_digits_lower_the_loss(name: str) -> None:
     batch = next(iter(data.training_batches(digits.train, plan, 0, 1)))
     batch: Any = {key: value[None] for key, value in batch.items()}
     batch["stop"] = np.zeros(1, bool)
-    # Where the step leaves it: what comes from elsewhere would be compiled for once more.
     current, batch = on_devices(current, batch, 1)
+    train_step = train_step.lower(current, batch).compile(quick.OPTIONS)
     losses = []
     for _ in range(STEPS):
         current, metrics = train_step(current, batch)

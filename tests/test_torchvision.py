@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 from twins import MODELS, OWN_SIZES, odd_size, seeded_images
 from variables import assert_same_state_dict
 
@@ -56,17 +57,19 @@ def test_stages_and_logits(name: str, side: Any) -> None:
     exported = flaxcnn.to_torchvision(name, variables)
     assert_same_state_dict(exported, side.state_dict(net))
 
-    @jax.jit
     def run(variables: Any, images: jax.Array) -> Any:
         maps = flaxcnn.extract_features(model, variables, images, model.stages)
         return model.apply(variables, images, train=False), maps
 
+    # As a user's program at the network's own size.
+    as_users_do, quickly = jax.jit(run), jax.jit(run, compiler_options=quick.OPTIONS)
     # 32: where VGG's classifier takes a short cut, and the last maps are single values.
     smaller = [] if name == "alexnet" else [32]
-    for size in (OWN_SIZES[name], odd_size(name), *smaller):
+    own = OWN_SIZES[name]
+    for size in (own, odd_size(name), *smaller):
         images = seeded_images(size)
         logits, maps = side.evaluate(net, images, model.stages)
-        our_logits, our_maps = run(variables, images)
+        our_logits, our_maps = (as_users_do if size == own else quickly)(variables, images)
         for stage in model.stages:
             # Float32 sums of up to 25088 terms in another order.
             assert our_maps[stage].shape == maps[stage].shape, (size, stage)
@@ -116,7 +119,10 @@ def test_training_step(name: str, torch: Any, side: Any) -> None:
 
     with jax.enable_x64():
         model, variables = ours(name, before, dtype=jnp.float64)
-        value_and_grad = jax.jit(jax.value_and_grad(partial(_our_loss, model), has_aux=True))
+        value_and_grad = jax.jit(
+            jax.value_and_grad(partial(_our_loss, model), has_aux=True),
+            compiler_options=quick.OPTIONS,
+        )
         (our_loss, updates), our_gradients = jax.device_get(
             value_and_grad(variables["params"], variables.get("batch_stats", {}), images, LABELS)
         )
@@ -167,7 +173,7 @@ def test_ten_steps(name: str, torch: Any, side: Any) -> None:
         model, variables = ours(name, before, dtype=jnp.float64)
         optimiser = optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, **settings))
 
-        @jax.jit
+        @partial(jax.jit, donate_argnums=(0, 1, 2), compiler_options=quick.OPTIONS)
         def step(params: Any, stats: Any, state: Any, images: jax.Array, labels: jax.Array) -> Any:
             loss_and_grads = jax.value_and_grad(partial(_our_loss, model), has_aux=True)
             (loss, stats), grads = loss_and_grads(params, stats, images, labels)
@@ -214,7 +220,8 @@ def test_initialisation(name: str, torch: Any, side: Any) -> None:
     weights = side.state_dict(side.fresh(name, NUM_CLASSES))
     model, theirs = ours(name, weights)
     images = jnp.zeros((1, 64, 64, 3))
-    started = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
+    initialise = partial(model.init, jax.random.key(0), images, train=False)
+    started = jax.jit(initialise, compiler_options=quick.OPTIONS)()
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(jax.device_get(started)),
         jax.tree.leaves(jax.device_get(theirs)),

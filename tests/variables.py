@@ -29,10 +29,11 @@ def random_variables(
         if name in ("var", "scale"):
             value = rng.uniform(0.5, 1.5, leaf.shape)
         elif name == "kernel":
-            value = rng.normal(size=leaf.shape) * (gain / np.prod(leaf.shape[:-1])) ** 0.5
+            value = rng.standard_normal(leaf.shape, np.float32)
+            value *= (gain / np.prod(leaf.shape[:-1])) ** 0.5
         else:
             value = rng.normal(size=leaf.shape) * 0.1
-        return value.astype(leaf.dtype)
+        return value.astype(leaf.dtype, copy=False)
 
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model, shape))
 
