@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import stat
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -12,6 +13,8 @@ from flaxcnn.transforms import in_8_bits
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",)}
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# Longer side over shorter: where the shorter is enlarged to 256 pixels, memory goes with it.
+MAX_ASPECT = 100
 
 
 def read_picture(path: str | os.PathLike[str]) -> Image.Image:
@@ -21,7 +24,7 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         PictureError: for a file that is missing, broken, too large (PIL's limit of 179 million
-            pixels), or none of JPEG, PNG, WebP and BMP.
+            pixels), too thin (MAX_ASPECT), or none of JPEG, PNG, WebP and BMP.
     """
     upright = in_8_bits(_decoded(path, ImageOps.exif_transpose))
     if "A" in upright.getbands() or "transparency" in upright.info:
@@ -44,17 +47,35 @@ def read_as_stored(path: str | os.PathLike[str]) -> Image.Image:
 def _decoded(
     path: str | os.PathLike[str], then: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
+    name = printable(path)
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise PictureError(f"{name}: not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a size above half the limit, of odd metadata
             with Image.open(path, formats=tuple(FORMATS)) as image:
+                if max(image.size) > MAX_ASPECT * min(image.size):
+                    raise PictureError(
+                        f"{name}: {image.width}x{image.height} pixels; one side may be at most "
+                        f"{MAX_ASPECT} times the other"
+                    )
                 image.load()
                 return then(image)
+    except PictureError:
+        raise
     except Image.UnidentifiedImageError:
-        raise PictureError(f"{path}: none of {', '.join(FORMATS)}") from None
+        raise PictureError(f"{name}: none of {', '.join(FORMATS)}") from None
     except Exception as error:  # PIL's decoders raise whatever a broken file leads them into
         reason = getattr(error, "strerror", None) or error
-        raise PictureError(f"{path}: no whole picture: {reason}") from error
+        raise PictureError(f"{name}: no whole picture: {reason}") from error
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path on one line: what cannot be printed, as a line break in it, escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in os.fspath(path)
+    )
 
 
 def picture_files(paths: Iterable[str | os.PathLike[str]]) -> list[pathlib.Path]:

@@ -70,6 +70,29 @@ def load_pretrained(
             or a number that cannot be.
         WeightsError: an InputError, for weights that cannot be had, read, or do not fit.
     """
+    model, variables, _ = load_to_train_on(
+        name,
+        weights,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        dtype=dtype,
+        seed=seed,
+        **arguments,
+    )
+    return model, variables
+
+
+def load_to_train_on(
+    name: WeightsEnum | File,
+    weights: WeightsEnum | File = "DEFAULT",
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+    seed: int = 0,
+    **arguments: Any,
+) -> tuple[Network, Variables, list[convert.Path]]:
+    """As `load_pretrained`; and the variables that were drawn anew, which know nothing yet."""
     if num_classes is not None and not (isinstance(num_classes, int) and num_classes >= 0):
         raise InputError(f"num_classes={num_classes!r}: 0, for pooled features, or more")
     if in_channels is not None and not (isinstance(in_channels, int) and in_channels >= 1):
@@ -92,7 +115,8 @@ def load_pretrained(
             variables=googlenet.without_transform_input(loaded.variables),
         )
     model = registry.create_model(loaded.arch, dtype=dtype, **wanted)
-    return model, _fitted(model, loaded, in_channels or loaded.in_channels, seed)
+    variables, fresh = _fitted(model, loaded, in_channels or loaded.in_channels, seed)
+    return model, variables, fresh
 
 
 def read_variables(arch: str, file: File) -> Variables:
@@ -223,8 +247,12 @@ def _from_file(arch: str, file: File, headless: bool, arguments: Mapping[str, An
 
 
 # --------------------------------------------------------------------------------- what is wanted
-def _fitted(model: Network, loaded: _Loaded, in_channels: int, seed: int) -> Variables:
+def _fitted(
+    model: Network, loaded: _Loaded, in_channels: int, seed: int
+) -> tuple[Variables, list[convert.Path]]:
     """The variables for `model`: first kernels for its channels, a last layer for its classes.
+
+    And those of them that were drawn anew.
 
     Raises:
         WeightsError: for whatever else differs.
@@ -232,11 +260,13 @@ def _fitted(model: Network, loaded: _Loaded, in_channels: int, seed: int) -> Var
     shapes = convert.variable_shapes(model, in_channels)
     wanted, found = convert.by_path(shapes), convert.by_path(loaded.variables)
     if {p: t.shape for p, t in wanted.items()} == {p: v.shape for p, v in found.items()}:
-        return loaded.variables
+        return loaded.variables, []
     original = registry.create_model(loaded.arch, **loaded.arguments)
     body = convert.by_path(convert.variable_shapes(model.clone(num_classes=0), in_channels))
     first = _first_kernels(original) if in_channels != loaded.in_channels else set()
-    fitted, fresh, faults = {}, [], []
+    fitted: dict[convert.Path, Any] = {}
+    fresh: list[convert.Path] = []
+    faults: list[str] = []
     for path, target in wanted.items():
         value = found.get(path)
         if value is not None and value.shape == target.shape:
@@ -263,7 +293,7 @@ def _fitted(model: Network, loaded: _Loaded, in_channels: int, seed: int) -> Var
         fitted |= _drawn(model, in_channels, fresh, seed)
     leaves = [fitted[path] for path in wanted]
     tree: Variables = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-    return tree
+    return tree, fresh
 
 
 def _first_kernels(model: Network) -> set[convert.Path]:

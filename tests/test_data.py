@@ -78,7 +78,7 @@ def test_processes_share_the_same_global_batches(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("batch_size", [6, 20, 32])
 def test_evaluation_sees_every_example_once(batch_size: int) -> None:
     transform = data.evaluation_transform(PLAIN, ((0.5,), (0.5,)))
-    batches = list(data.evaluation_batches(numbered(20), transform, batch_size, 2))
+    batches = list(data.evaluation_batches(numbered(20), transform.view, batch_size, 2))
     assert {batch["label"].shape for batch in batches} == {(batch_size,)}
     seen = [batch["label"][batch["mask"]].tolist() for batch in batches]
     assert list(itertools.chain.from_iterable(seen)) == list(range(20))

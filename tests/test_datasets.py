@@ -170,3 +170,27 @@ def test_a_broken_image_is_named() -> None:
     source = datasets.TfdsSource([{"image": b"not a jpeg", "label": 0}], "image", "label", 3)
     with pytest.raises(ValueError, match="example 0: its image cannot be decoded"):
         source[0]
+
+
+def test_some_images_of_each_class() -> None:
+    """As many of each, drawn by the seed; fewer are among more; the test stays whole."""
+    whole = datasets.load("digits", None, "train", None)
+
+    def drawn(count: int, seed: int) -> set[bytes]:
+        some = datasets.with_images_per_class(whole, count, seed)
+        examples = [some.train[i] for i in range(len(some.train))]
+        labels = [label for _, label in examples]
+        assert sorted(labels) == sorted(list(range(10)) * count)
+        assert labels == list(some.train.labels)
+        assert some.test is whole.test
+        assert (some.origin, some.drawn) == (
+            "scikit-learn",
+            f"{count} of each class by seed {seed}",
+        )
+        return {image.tobytes() + bytes([label]) for image, label in examples}
+
+    assert drawn(5, 0) < drawn(20, 0)
+    assert drawn(5, 0) == drawn(5, 0)
+    assert len(drawn(20, 0) & drawn(20, 1)) < 100
+    with pytest.raises(UsageError, match="--images_per_class=200: '0' has 142 training images"):
+        datasets.with_images_per_class(whole, 200, 0)

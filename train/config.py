@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 import tyro
 
 import flaxcnn.registry
+from train import datasets
 from train.datasets import Dataset
 from train.errors import UsageError
 from train.plan import Plan
@@ -30,10 +31,19 @@ class Config:
 
     # Network; a wrong name lists the nearest ones.
     arch: str = "vgg16"
-    # digits (inside scikit-learn), fashion_mnist, or any TFDS name prepared under --data_dir.
+    # digits (inside scikit-learn), fashion_mnist, folder (your own photos), or any TFDS name
+    # prepared under --data_dir.
     dataset: str = "digits"
-    # Directory of prepared TFDS data sets; digits and fashion_mnist can do without.
+    # Directory of photos, train/CLASS/*.jpg and val/CLASS/*.jpg or CLASS/*.jpg; or of prepared TFDS
+    # data sets. digits and fashion_mnist can do without.
     data_dir: str | None = None
+    # Of photos that are not divided into train and val: share to test on, 0 to 1, by a hash of the
+    # file names. None: they are divided.
+    holdout: float | None = None
+    # Number of photos that may be broken; they are left out. More are listed, and nothing is begun.
+    max_bad: int = 0
+    # Number of training images of each class, drawn by --seed. None: all.
+    images_per_class: int | None = None
     # Split of a TFDS data set to train on, TFDS slices included.
     train_split: str = "train"
     # Split to evaluate on. None: test, or validation where test is missing or has no labels.
@@ -41,9 +51,9 @@ class Config:
     # Side of the square images, pixels. None: that of --weights; or 32 or the network's least size
     # for small images, what the network was published for (224, most of them) for others.
     image_size: int | None = None
-    # classic (the network's ImageNet recipe), small, or transfer. None: transfer with --weights, or
-    # else small for images up to 64 pixels, classic for others.
-    recipe: Literal["classic", "small", "transfer"] | None = None
+    # classic (the network's ImageNet recipe), small, transfer or probe. None: with --weights probe
+    # for a linear probe, else transfer; without small for images up to 64 pixels, else classic.
+    recipe: Literal["classic", "small", "transfer", "probe"] | None = None
 
     # ---------------------------------------------------------------------- transfer learning
 
@@ -93,12 +103,14 @@ class Config:
     dropout_rate: float | None = None
     # Largest global norm of the gradient; 0: no limit. None: the recipe's.
     clip_norm: float | None = None
-    # Start of the dense layers: the network's own, or N(0, 1 / fan_in) (lecun). None: the recipe's.
+    # Start of the dense layers: the network's own, or N(0, 1 / fan_in) (lecun); with --weights, of
+    # a new last layer, zero. None: the recipe's.
     head_init: HeadInit | None = None
     # Of training images: none, pad_crop (shifts by up to an eighth), resized_crop (ImageNet's).
     # None: the recipe's.
     augmentation: Augmentation | None = None
-    # Mirror half of the training images. None: unless mirroring changes the class, as of digits.
+    # Mirror half of the training images. None: unless mirroring changes the class, as of digits, or
+    # for a linear probe.
     flip: bool | None = None
     # Seed of the initial weights, the order of the data, augmentation and dropout.
     seed: int = 0
@@ -177,10 +189,9 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
     except ValueError as error:
         raise UsageError(f"--arch: {error}") from None
     _check_transfer(config)
-    fresh_recipe = "small" if dataset.small else "classic"
-    recipe_name = config.recipe or (fresh_recipe if config.weights is None else "transfer")
+    recipe_name = config.recipe or _default_recipe(config, dataset)
     recipe = _with_flags(RECIPES[recipe_name, family], config)
-    if config.weights is not None:
+    if config.head_init is None and (recipe.head_init == "zero") != (config.weights is not None):
         recipe = dataclasses.replace(recipe, head_init="network")
     batch_size = recipe.batch_size
     _require(batch_size >= 1, "--batch_size must be at least 1")
@@ -196,7 +207,7 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
     plan = Plan(
         arch=config.arch,
         dataset=dataset.name,
-        data_origin=dataset.origin,
+        data_origin=", ".join(filter(None, (dataset.origin, dataset.drawn))),
         train_examples=len(dataset.train),
         test_examples=len(dataset.test),
         num_classes=len(dataset.class_names),
@@ -217,7 +228,8 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         clip_norm=recipe.clip_norm,
         head_init=recipe.head_init,
         augmentation=recipe.augmentation,
-        flip=_given(config.flip, dataset.mirrors),
+        # A probe's features are of each image once.
+        flip=_given(config.flip, dataset.mirrors and config.transfer != "linear_probe"),
         seed=config.seed,
         precision=_precision(config, accelerated),
         bn=config.bn,
@@ -229,6 +241,39 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
     )
     _check_ranges(plan, config, devices)
     return plan
+
+
+def _default_recipe(config: Config, dataset: Dataset) -> str:
+    if config.weights is None:
+        return "small" if dataset.small else "classic"
+    return "probe" if config.transfer == "linear_probe" else "transfer"
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The data set that the command line asks for.
+
+    Raises:
+        UsageError: where it is not, or what is asked of it cannot be.
+    """
+    photos = config.dataset == "folder"
+    _require(photos or config.holdout is None, "--holdout is for --dataset=folder")
+    _require(photos or config.max_bad == 0, "--max_bad is for --dataset=folder")
+    _require(config.holdout is None or 0 < config.holdout < 1, "--holdout must be between 0 and 1")
+    _require(config.max_bad >= 0, "--max_bad must be at least 0")
+    _require(_given(config.images_per_class, 1) >= 1, "--images_per_class must be at least 1")
+    if photos:
+        _require(
+            (config.train_split, config.test_split) == ("train", None),
+            "--train_split and --test_split are for TFDS data sets; photos lie in folders",
+        )
+        dataset = datasets.load_photos(config.data_dir, config.holdout, config.max_bad)
+    else:
+        dataset = datasets.load(
+            config.dataset, config.data_dir, config.train_split, config.test_split
+        )
+    if config.images_per_class is None:
+        return dataset
+    return datasets.with_images_per_class(dataset, config.images_per_class, config.seed)
 
 
 def _with_flags(recipe: Recipe, config: Config) -> Recipe:
@@ -263,8 +308,12 @@ def _check_transfer(config: Config) -> None:
             f"--{flag} is of what --weights start from; give them, such as --weights=DEFAULT",
         )
     _require(
-        config.weights is None or config.head_init in (None, "network"),
-        "--head_init draws dense layers anew, and --weights has them",
+        config.weights is None or config.head_init != "lecun",
+        "--head_init=lecun draws dense layers anew, and --weights has them",
+    )
+    _require(
+        config.weights is not None or config.head_init != "zero",
+        "--head_init=zero is of a new last layer on --weights; a network cannot begin so",
     )
     _require(0 < config.head_lr_scale < math.inf, "--head_lr_scale must be above 0, and finite")
     _require(0 < config.lr_decay <= 1, "--lr_decay must be above 0 and at most 1")

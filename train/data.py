@@ -5,20 +5,53 @@ So a run resumes at a step by slicing, and any number of threads or processes se
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
+from flaxcnn.network import Network
 from flaxcnn.transforms import ImageClassification
 from train import augment
-from train.datasets import Source
+from train.datasets import Dataset, Source
 from train.plan import Plan
 from train.steps import MeanAndStd
 
 Batch = dict[str, Any]  # of arrays
+View = Callable[[np.ndarray], np.ndarray]  # an image as the network gets it, not normalised
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images of a run's data set, as its network sees them in training and in the test."""
+
+    model: Network
+    dataset: Dataset
+    plan: Plan
+    transform: ImageClassification
+    read_threads: int
+
+    @property
+    def classifier(self) -> Network:
+        """What is applied to a batch."""
+        return self.model
+
+    @property
+    def mean_and_std(self) -> MeanAndStd:
+        """What its images are normalised by."""
+        return self.transform.mean, self.transform.std
+
+    def training_batches(self, first_step: int) -> Iterator[Batch]:
+        """See the function of this name."""
+        return training_batches(self.dataset.train, self.plan, first_step, self.read_threads)
+
+    def test_batches(self) -> Iterator[Batch]:
+        """See `evaluation_batches`."""
+        return evaluation_batches(
+            self.dataset.test, self.transform.view, self.plan.batch_size, self.read_threads
+        )
 
 
 def training_batches(
@@ -42,10 +75,25 @@ def training_batches(
             image = augment.random_flip(image, rng)
         return {"image": image, "label": np.int32(label)}
 
-    examples = (
-        grain.MapDataset.source(source).seed(plan.seed).shuffle().repeat().random_map(example)
-    )
+    examples = _in_order(source, plan).random_map(example)
     return _in_shares(examples, plan.batch_size, first_step, read_threads)
+
+
+def feature_batches(
+    source: Source, plan: Plan, first_step: int, read_threads: int
+) -> Iterator[Batch]:
+    """As `training_batches`, in the same order, of features [F] float32, which stay as they are."""
+    examples = _in_order(source, plan).map(_as_they_are)
+    return _in_shares(examples, plan.batch_size, first_step, read_threads)
+
+
+def _as_they_are(item: tuple[np.ndarray, int]) -> Batch:
+    features, label = item
+    return {"image": features, "label": np.int32(label)}
+
+
+def _in_order(source: Source, plan: Plan) -> grain.MapDataset:
+    return grain.MapDataset.source(source).seed(plan.seed).shuffle().repeat()
 
 
 def evaluation_transform(
@@ -76,23 +124,30 @@ def evaluation_transform(
 
 
 def evaluation_batches(
-    source: Source, transform: ImageClassification, batch_size: int, read_threads: int
+    source: Source, view: View, batch_size: int, read_threads: int
 ) -> Iterator[Batch]:
     """Every example once, in order; the last batch is padded, and `mask` says with what.
 
-    Yields {"image": uint8, "label", "mask": bool [b]}; every process yields as many batches. The
-    images are not normalised yet, which is the device's part.
+    Yields {"image": as `view` gives it, "label", "mask": bool [b]}; every process yields as many
+    batches. The images are not normalised yet, which is the device's part.
     """
+    return _in_shares(_padded(source, view, batch_size), batch_size, 0, read_threads)
+
+
+def all_batches(source: Source, view: View, batch_size: int, read_threads: int) -> Iterator[Batch]:
+    """As `evaluation_batches`, all of them in each process."""
+    batches = _padded(source, view, batch_size).batch(batch_size, drop_remainder=True)
+    return iter(batches.to_iter_dataset(_read_options(read_threads)))
+
+
+def _padded(source: Source, view: View, batch_size: int) -> grain.MapDataset:
     count = len(source)
-    padded = -(count // -batch_size) * batch_size
 
     def example(index: int) -> Batch:
         image, label = source[min(index, count - 1)]
-        image = transform.view(image)
-        return {"image": image, "label": np.int32(label), "mask": np.bool_(index < count)}
+        return {"image": view(image), "label": np.int32(label), "mask": np.bool_(index < count)}
 
-    examples = grain.MapDataset.range(padded).map(example)
-    return _in_shares(examples, batch_size, 0, read_threads)
+    return grain.MapDataset.range(-(count // -batch_size) * batch_size).map(example)
 
 
 def _in_shares(
@@ -103,5 +158,8 @@ def _in_shares(
     processes = jax.process_count()
     shares = examples.batch(batch_size // processes, drop_remainder=True)
     mine = shares[jax.process_index() + first_batch * processes :: processes]
-    options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * read_threads)
-    return iter(mine.to_iter_dataset(options))
+    return iter(mine.to_iter_dataset(_read_options(read_threads)))
+
+
+def _read_options(read_threads: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * read_threads)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from flaxcnn.transforms import IMAGENET_MEAN, IMAGENET_STD
+from train import folders
 from train.errors import UsageError
 from train.tfrecord import TfrecordExamples
 
@@ -46,6 +47,11 @@ class Source(Protocol):
         """Image [H, W, C] uint8, and its label."""
         ...
 
+    @property
+    def labels(self) -> Sequence[int] | np.ndarray:
+        """Of all examples."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -58,6 +64,8 @@ class Dataset:
     class_names: Sequence[str]
     channels: int
     small: bool  # whether its images are small, so that the small recipe is the default
+    notes: Sequence[str] = ()  # for the user: what was left out
+    drawn: str = ""  # which of the images to train on, where not all
 
     @property
     def mirrors(self) -> bool:
@@ -89,9 +97,28 @@ class ArraySource:
         return self.images[index], int(self.labels[index])
 
 
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some of the examples of a source."""
+
+    source: Source
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.source[int(self.indices[index])]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of these examples."""
+        return np.asarray(self.source.labels)[self.indices]
+
+
 # -------------------------------------------------------------------------------- the data sets
 def load(name: str, data_dir: str | None, train_split: str, test_split: str | None) -> Dataset:
-    """The data set of that name; see `--dataset`.
+    """The data set of that name; see `--dataset`. Photos in folders: `load_photos`.
 
     Raises:
         UsageError: where it is not, or is nothing that a classifier can train on.
@@ -108,6 +135,50 @@ def load(name: str, data_dir: str | None, train_split: str, test_split: str | No
             f"--train_split and --test_split are for TFDS data sets; {name} has its own"
         )
     return embedded[name]()
+
+
+def load_photos(data_dir: str | None, holdout: float | None, max_bad: int) -> Dataset:
+    """Photos in folders; see `folders.load`.
+
+    Raises:
+        UsageError: as that does.
+    """
+    if data_dir is None:
+        raise UsageError("--dataset=folder needs --data_dir, which holds train/CLASS/*.jpg")
+    photos = folders.load(data_dir, holdout, max_bad)
+    return Dataset(
+        name="folder",
+        origin=photos.origin,
+        train=photos.train,
+        test=photos.test,
+        class_names=photos.class_names,
+        channels=3,
+        small=False,
+        notes=photos.notes,
+    )
+
+
+def with_images_per_class(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """With so many training images of each class, drawn by `seed`; fewer are among more.
+
+    Raises:
+        UsageError: where a class has fewer.
+    """
+    labels = np.asarray(dataset.train.labels)
+    drawn = np.random.default_rng(seed).permutation(len(labels))
+    chosen = []
+    for label, name in enumerate(dataset.class_names):
+        of_class = drawn[labels[drawn] == label]
+        if len(of_class) < count:
+            raise UsageError(
+                f"--images_per_class={count}: {name!r} has {len(of_class)} training images"
+            )
+        chosen.append(of_class[:count])
+    return dataclasses.replace(
+        dataset,
+        drawn=f"{count} of each class by seed {seed}",
+        train=Subset(dataset.train, np.sort(np.concatenate(chosen))),
+    )
 
 
 def load_test(name: str, data_dir: str | None, split: str | None) -> tuple[Source, Sequence[str]]:
@@ -295,3 +366,8 @@ class TfdsSource:
         if image is None:
             raise UsageError(f"example {index}: its image cannot be decoded")
         return image.reshape(*image.shape[:2], self.channels), int(example[self.label_key])
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Of all examples; no image is decoded for it."""
+        return [int(self.examples[i][self.label_key]) for i in range(len(self.examples))]

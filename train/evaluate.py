@@ -44,7 +44,7 @@ def main(options: argparse.Namespace) -> int:
         steps.make_eval_step(classifier.model, (transform.mean, transform.std))
     )
     variables = {"batch_stats": {}, **classifier.variables}
-    batches = data.evaluation_batches(source, transform, batch_size, options.read_threads)
+    batches = data.evaluation_batches(source, transform.view, batch_size, options.read_threads)
     count = -(len(source) // -batch_size)
     shown = tqdm(batches, total=count, unit="batch", disable=not sys.stderr.isatty())
     started = time.perf_counter()
@@ -64,7 +64,9 @@ def _images(options: argparse.Namespace) -> tuple[Source, Sequence[str]]:
     if options.dataset == "folder":
         if options.data_dir is None:
             raise UsageError("--dataset=folder needs --data_dir, which holds val/CLASS/*.jpg")
-        return folders.read_split(options.data_dir, options.split or "val")
+        # As pictures are read that accuracies are published of; a run's own as it read them.
+        as_stored = options.model is None
+        return folders.read_split(options.data_dir, options.split or "val", as_stored)
     return datasets.load_test(options.dataset, options.data_dir, options.split)
 
 

@@ -15,9 +15,9 @@ from flaxcnn import model_folder
 from flaxcnn.accounting import summarize
 from flaxcnn.errors import InputError
 from flaxcnn.predict import Classifier
-from train import allocator, data, datasets, metrics, optim, state, steps, transfer
+from train import allocator, data, features, metrics, optim, state, steps, transfer
 from train.checkpoint import Checkpoints, require_finite
-from train.config import Config, make_plan, parse
+from train.config import Config, load_dataset, make_plan, parse
 from train.errors import DivergedError, UsageError
 from train.processes import Interrupts, join_cluster
 
@@ -29,14 +29,15 @@ def main(config: Config) -> int:
     devices = jax.device_count()
     writes = jax.process_index() == 0
     say = print if writes else lambda line: None
-    dataset = datasets.load(config.dataset, config.data_dir, config.train_split, config.test_split)
+    dataset = load_dataset(config)
+    for note in dataset.notes:
+        say(note)
     accelerated = jax.default_backend() != "cpu"
     plan = make_plan(config, dataset, devices, accelerated)
     if accelerated and plan.precision == "float32":  # by default they round what they multiply
         jax.config.update("jax_default_matmul_precision", "highest")
     prepared = transfer.preparation(plan.arch, plan.weights) if plan.weights else None
     transform = data.evaluation_transform(plan, dataset.mean_and_std, prepared)
-    mean_and_std = transform.mean, transform.std
     steps_per_epoch = plan.train_examples / plan.batch_size
     eval_every = config.eval_every or max(round(steps_per_epoch), 100)
     log_every = config.log_every or min(max(round(steps_per_epoch / 10), 10), 100)
@@ -49,10 +50,19 @@ def main(config: Config) -> int:
     optimiser = split.scaled(optim.optimiser(plan, learning_rate))
     create = functools.partial(state.create_state, model, plan, optimiser, split)
     shapes = jax.eval_shape(create)
+    examples: data.Images | features.Features
+    if start and features.suffice(plan):
+        begin = jax.device_get(start.variables)  # the state's own are donated
+        examples = features.Features(
+            model, split, begin, dataset, plan, transform, config.read_threads
+        )
+    else:
+        examples = data.Images(model, dataset, plan, transform, config.read_threads)
+    classifier, mean_and_std = examples.classifier, examples.mean_and_std
     train_step = steps.train_over_devices(
-        steps.make_train_step(model, optimiser, plan, mean_and_std, log_every, split)
+        steps.make_train_step(classifier, optimiser, plan, mean_and_std, log_every, split)
     )
-    eval_step = steps.evaluate_over_devices(steps.make_eval_step(model, mean_and_std))
+    eval_step = steps.evaluate_over_devices(steps.make_eval_step(classifier, mean_and_std))
     parameters, trained = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
         for tree in (shapes.params, split.trained(shapes.params))
@@ -70,8 +80,8 @@ def main(config: Config) -> int:
             checkpoints = stack.enter_context(Checkpoints(config.workdir, plan))
             current, best = checkpoints.restore(shapes), checkpoints.best_top1
         if current is None and start:
-            begin = state.state_of(start.variables, optimiser, split)
-            current = jax.device_put(begin, steps.replicated())
+            first = state.state_of(start.variables, optimiser, split)
+            current = jax.device_put(first, steps.replicated())
         elif current is None:
             current = jax.jit(create, out_shardings=steps.replicated())()
         first_step = int(current.step)
@@ -85,12 +95,8 @@ def main(config: Config) -> int:
 
         def evaluate(step: int, current: state.TrainState) -> dict[str, float] | None:
             with clock.paused(current):
-                shares = data.evaluation_batches(
-                    dataset.test, transform, plan.batch_size, config.read_threads
-                )
-                found = steps.evaluate(
-                    eval_step, current.variables, steps.on_devices(shares), told=interrupts.noted
-                )
+                shares = steps.on_devices(examples.test_batches())
+                found = steps.evaluate(eval_step, current.variables, shares, told=interrupts.noted)
             if found is not None:
                 record = {"split": "test", "step": step, **found}
                 progress.test(record)
@@ -115,9 +121,7 @@ def main(config: Config) -> int:
             return is_best
 
         # ---------------------------------------------------------------------------------- loop
-        batches = steps.on_devices(
-            data.training_batches(dataset.train, plan, first_step, config.read_threads)
-        )
+        batches = steps.on_devices(examples.training_batches(first_step))
         in_flight: collections.deque[jax.Array] = collections.deque()
         step, stop = first_step, False
         is_due = first_step > 0 and (first_step % eval_every == 0 or first_step == plan.steps)

@@ -19,6 +19,7 @@ from train.plan import Plan
 from train.state import TrainState
 
 Record = dict[str, Any]
+_HEADS = {"lecun": "dense layers start lecun", "zero": "a new last layer from zero"}
 
 
 # ------------------------------------------------------------------------------------ measuring
@@ -150,7 +151,9 @@ def header(plan: Plan, parameters: int, trained: int, macs: int, workdir: str | 
         f"label smoothing {plan.label_smoothing:g}" if plan.label_smoothing else "",
         f"dropout {plan.dropout_rate:g}" if plan.dropout_rate is not None else "",
         f"gradient norm at most {plan.clip_norm:g}" if plan.clip_norm else "",
-        f"dense layers start {plan.head_init}" if plan.head_init != "network" else "",
+        {"lecun": "dense layers start lecun", "zero": "new layer from zero"}.get(
+            plan.head_init, ""
+        ),
         f"{plan.augmentation}{' and flip' if plan.flip else ''}",
     ]
     start = []

@@ -12,7 +12,7 @@ from flaxcnn.registry import FAMILIES
 
 Schedule = Literal["step", "cosine"]
 Augmentation = Literal["none", "pad_crop", "resized_crop"]
-HeadInit = Literal["network", "lecun"]
+HeadInit = Literal["network", "lecun", "zero"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -32,7 +32,9 @@ class Recipe:
     label_smoothing: float = 0.0
     dropout_rate: float | None = None  # None: the network's own
     clip_norm: float = 0.0  # largest global norm of the gradient; 0: no limit
-    head_init: HeadInit = "network"  # "lecun": dense layers start from N(0, 1 / fan_in)
+    # "lecun": dense layers start from N(0, 1 / fan_in). "zero": with trained weights, a last layer
+    # that is new starts from zero.
+    head_init: HeadInit = "network"
     augmentation: Augmentation
 
 
@@ -71,12 +73,18 @@ _TRANSFER = Recipe(
     weight_decay=1e-4,
     decay_norm_and_bias=False,
     clip_norm=1.0,
+    head_init="zero",
     augmentation="none",
+)
+# The last layer alone, from zero: as convex as training gets, so that a high rate does no harm.
+_PROBE = dataclasses.replace(
+    _TRANSFER, epochs=100, learning_rate_per_256=0.4, warmup_epochs=0, clip_norm=0.0
 )
 
 # (recipe, family) -> row.
 RECIPES: Mapping[tuple[str, str], Recipe] = {
     **{("transfer", family): _TRANSFER for family in FAMILIES},
+    **{("probe", family): _PROBE for family in FAMILIES},
     ("classic", "lenet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
     ("classic", "alexnet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),
     ("classic", "zfnet"): dataclasses.replace(_CLASSIC, learning_rate_per_256=0.01),

@@ -7,7 +7,7 @@ see to; `pmap` would not notice if it were not.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,20 @@ EvalStep = Callable[[Arrays, Arrays], Arrays]
 MeanAndStd = tuple[Sequence[float], Sequence[float]]
 
 
+class Applicable(Protocol):
+    """A network, or what is applied as one is."""
+
+    def apply(self, variables: Any, x: jax.Array, **how: Any) -> Any:
+        """As `flax.linen.Module.apply`."""
+        ...
+
+
 # ------------------------------------------------------------------------------------- the steps
 def make_train_step(
-    model: nn.Module,
+    model: Applicable,
     optimiser: optax.GradientTransformation,
     plan: Plan,
-    mean_and_std: MeanAndStd,
+    mean_and_std: MeanAndStd | None,
     log_every: int,
     split: Split = EVERYTHING,
 ) -> TrainStep:
@@ -109,7 +117,7 @@ def training_loss(output: Any, labels: jax.Array, label_smoothing: float) -> jax
     return optax.softmax_cross_entropy(output, targets).mean()
 
 
-def make_eval_step(model: nn.Module, mean_and_std: MeanAndStd) -> EvalStep:
+def make_eval_step(model: Applicable, mean_and_std: MeanAndStd | None) -> EvalStep:
     """(variables, batch) -> sums over the batch of all devices, for `evaluate_over_devices`.
 
     batch: {"image": uint8 [b, S, S, C], "label": int32 [b], "mask": bool [b], "stop": bool []};
@@ -138,8 +146,13 @@ def make_eval_step(model: nn.Module, mean_and_std: MeanAndStd) -> EvalStep:
     return eval_step
 
 
-def normalised(images: jax.Array, mean_and_std: MeanAndStd) -> jax.Array:
-    """uint8 [..., C] -> float32, zero mean and unit deviation per channel."""
+def normalised(images: jax.Array, mean_and_std: MeanAndStd | None) -> jax.Array:
+    """uint8 [..., C] -> float32, zero mean and unit deviation per channel.
+
+    Features instead of images have no statistics and stay as they are.
+    """
+    if mean_and_std is None:
+        return images
     mean, std = (jnp.asarray(statistic, jnp.float32) for statistic in mean_and_std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-import flaxcnn
 from flaxcnn import blocks, model_folder
-from flaxcnn.accounting import summarize
+from flaxcnn.accounting import Summary, summarize
 from flaxcnn.accounting.layers import HEAD
 from flaxcnn.network import Network
+from flaxcnn.pretrained import load_to_train_on
 from flaxcnn.transforms import ImageClassification
 from flaxcnn.weights import COSTS, get_model_weights
 from train.errors import UsageError
@@ -60,12 +60,19 @@ def load(plan: Plan) -> Start | None:
         "in_channels": plan.channels,
         "seed": plan.seed,
     }
-    if not model_folder.is_one(plan.weights):
-        return Start(*flaxcnn.load_pretrained(plan.arch, plan.weights, **wanted))
-    arch = model_folder.load(plan.weights).arch
-    if arch != plan.arch:
-        raise UsageError(f"--weights={plan.weights} holds {arch}, not --arch={plan.arch}")
-    return Start(*flaxcnn.load_pretrained(plan.weights, **wanted))
+    if model_folder.is_one(plan.weights):
+        arch = model_folder.load(plan.weights).arch
+        if arch != plan.arch:
+            raise UsageError(f"--weights={plan.weights} holds {arch}, not --arch={plan.arch}")
+        model, variables, fresh = load_to_train_on(plan.weights, **wanted)
+    else:
+        model, variables, fresh = load_to_train_on(plan.arch, plan.weights, **wanted)
+    if plan.head_init == "zero":
+        leaves = flax.traverse_util.flatten_dict(variables["params"])
+        for path in last_layer(model, plan) & set(fresh):
+            leaves[path] = jnp.zeros_like(leaves[path])
+        variables = variables | {"params": flax.traverse_util.unflatten_dict(leaves)}
+    return Start(model, variables)
 
 
 def preparation(arch: str, weights: str) -> ImageClassification | None:
@@ -163,8 +170,10 @@ def split(model: Network, plan: Plan) -> Split:
     order = [*model.stages, HEAD]
     stage_of = _stages(model, plan)
     norms = frozenset(path[:-1] for path in stats)
-    head = _head(model, plan)
+    head = last_layer(model, plan)
     if kind == "linear_probe":
+        apart = {layer.name.partition("/")[0] for layer in _summary(model, plan).apart}
+        head = {path for path in head if path[0] not in apart}  # evaluation has no use for those
         return Split(dict.fromkeys(head, 1.0), norms, frozenset(stage_of), evaluates=True)
     begin = 0
     if kind == "from":
@@ -186,6 +195,10 @@ def split(model: Network, plan: Plan) -> Split:
     return Split(rates, frozenset(frozen_norms), frozen_modules)
 
 
+def _summary(model: Network, plan: Plan) -> Summary:
+    return summarize(model, image_size=plan.image_size, in_channels=plan.channels)
+
+
 def _shapes(model: Network, plan: Plan) -> tuple[Leaves, Leaves]:
     """Parameters and running statistics, by path."""
     images = jnp.zeros((1, plan.image_size, plan.image_size, plan.channels))
@@ -196,8 +209,8 @@ def _shapes(model: Network, plan: Plan) -> tuple[Leaves, Leaves]:
     return params, stats
 
 
-def _head(model: Network, plan: Plan) -> set[Path]:
-    """The parameters of the last layer, whose shapes go by the number of classes."""
+def last_layer(model: Network, plan: Plan) -> set[Path]:
+    """The parameters whose shapes go by the number of classes; auxiliary classifiers' too."""
     ours, _ = _shapes(model, plan)
     others, _ = _shapes(model.clone(num_classes=model.num_classes + 1), plan)
     return {path for path, leaf in ours.items() if leaf.shape != others[path].shape}
@@ -205,6 +218,6 @@ def _head(model: Network, plan: Plan) -> set[Path]:
 
 def _stages(model: Network, plan: Plan) -> dict[str, str]:
     """Module at the top of the network -> the stage that it is in; auxiliary heads in the head."""
-    summary = summarize(model, image_size=plan.image_size, in_channels=plan.channels)
+    summary = _summary(model, plan)
     layers = summary.layers + summary.apart
     return {layer.name.partition("/")[0]: layer.stage for layer in layers}
