@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_images
 
 import flaxcnn.__main__
 from flaxcnn import model_folder
-from train import main
+from train import main, report
 
 CLASSES = ("寺 temple", "dahlia & co")
 
@@ -65,6 +65,12 @@ def test_photos_train_a_network_that_names_them(
     ]
     assert len(right) == 48
     assert np.mean(right) > 0.75
+
+    assert report.command([str(tmp_path / "run")]) == 0
+    assert f"{test['top1']:.2%}" in capsys.readouterr().out
+    if test["top1"] < 1:
+        shown = (tmp_path / "run" / "report.html").read_text()
+        assert "photos/dahlia &amp; co/" in shown or "photos/寺 temple/" in shown
 
     # Other photos are other data: the run does not go on with them.
     (tmp_path / "photos" / CLASSES[1] / "0.jpg").unlink()

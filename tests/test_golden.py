@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import quick
 from flax import linen as nn
 from twins import MODELS, odd_size, seeded_images, seeded_weights, summary
 from variables import assert_same_state_dict
@@ -32,7 +33,8 @@ def check(name: str, **arguments: Any) -> None:
     variables = flaxcnn.from_torchvision(name, state_dict)
     images = seeded_images(odd_size(name))
 
-    @jax.jit  # of both at once: XLA computes what they share, all of it, once
+    # Of both at once: XLA computes what they share, all of it, once.
+    @functools.partial(jax.jit, compiler_options=quick.OPTIONS)
     def run(variables: Any, images: jax.Array) -> Any:
         maps = flaxcnn.extract_features(model, variables, images, model.stages)
         return maps, model.apply(variables, images, train=False)

@@ -19,6 +19,7 @@ from train import allocator, data, features, metrics, optim, state, steps, trans
 from train.checkpoint import Checkpoints, require_finite
 from train.config import Config, load_dataset, make_plan, parse
 from train.errors import DivergedError, UsageError
+from train.kept_config import keep_config
 from train.processes import Interrupts, join_cluster
 
 
@@ -79,6 +80,8 @@ def main(config: Config) -> int:
         if config.workdir:
             checkpoints = stack.enter_context(Checkpoints(config.workdir, plan))
             current, best = checkpoints.restore(shapes), checkpoints.best_top1
+            if writes:
+                keep_config(config, config.workdir)
         if current is None and start:
             first = state.state_of(start.variables, optimiser, split)
             current = jax.device_put(first, steps.replicated())
