@@ -83,5 +83,7 @@ def test_a_few_steps_on_digits_lower_the_loss(name: str) -> None:
 def test_every_family_has_its_recipes() -> None:
     families = flaxcnn.registry.FAMILIES
     assert set(RECIPES) == {
-        (recipe, family) for recipe in ("classic", "small", "transfer") for family in families
+        (recipe, family)
+        for recipe in ("classic", "small", "transfer", "probe")
+        for family in families
     }

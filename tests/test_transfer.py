@@ -214,7 +214,7 @@ def test_unknown_stages() -> None:
 
 @pytest.mark.parametrize("name", flaxcnn.list_models())
 def test_every_network_has_a_last_layer(name: str) -> None:
-    """Whatever its family calls it, auxiliary heads included."""
+    """Whatever its family calls it; a probe leaves auxiliary classifiers alone."""
     model = flaxcnn.create_model(name, num_classes=10)
     size = max(32, model.min_size)
     channels = 1 if name in ("lecun1989", "lenet5") else 3
@@ -222,6 +222,9 @@ def test_every_network_has_a_last_layer(name: str) -> None:
         PLAN, arch=name, image_size=size, channels=channels, weights="w", transfer="linear_probe"
     )
     split = transfer.split(model, plan)
-    heads = {path[:-1] for path in split.rates}
+    heads = {path[:-1] for path in transfer.last_layer(model, plan)}
     assert len(heads) == (3 if "googlenet" in name else 1)
+    (probed,) = {path[:-1] for path in split.rates}
+    assert probed in heads
+    assert len(probed) == 1
     assert {path[-1] for path in split.rates} == {"kernel", "bias"}

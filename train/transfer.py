@@ -168,11 +168,12 @@ def split(model: Network, plan: Plan) -> Split:
     leaves, stats = _shapes(model, plan)
     kind, _, first = plan.transfer.partition(":")
     order = [*model.stages, HEAD]
-    stage_of = _stages(model, plan)
+    summary = summarize(model, image_size=plan.image_size, in_channels=plan.channels)
+    stage_of = _stages(summary)
     norms = frozenset(path[:-1] for path in stats)
     head = last_layer(model, plan)
     if kind == "linear_probe":
-        apart = {layer.name.partition("/")[0] for layer in _summary(model, plan).apart}
+        apart = {layer.name.partition("/")[0] for layer in summary.apart}
         head = {path for path in head if path[0] not in apart}  # evaluation has no use for those
         return Split(dict.fromkeys(head, 1.0), norms, frozenset(stage_of), evaluates=True)
     begin = 0
@@ -195,10 +196,6 @@ def split(model: Network, plan: Plan) -> Split:
     return Split(rates, frozenset(frozen_norms), frozen_modules)
 
 
-def _summary(model: Network, plan: Plan) -> Summary:
-    return summarize(model, image_size=plan.image_size, in_channels=plan.channels)
-
-
 def _shapes(model: Network, plan: Plan) -> tuple[Leaves, Leaves]:
     """Parameters and running statistics, by path."""
     images = jnp.zeros((1, plan.image_size, plan.image_size, plan.channels))
@@ -216,8 +213,7 @@ def last_layer(model: Network, plan: Plan) -> set[Path]:
     return {path for path, leaf in ours.items() if leaf.shape != others[path].shape}
 
 
-def _stages(model: Network, plan: Plan) -> dict[str, str]:
+def _stages(summary: Summary) -> dict[str, str]:
     """Module at the top of the network -> the stage that it is in; auxiliary heads in the head."""
-    summary = _summary(model, plan)
     layers = summary.layers + summary.apart
     return {layer.name.partition("/")[0]: layer.stage for layer in layers}
