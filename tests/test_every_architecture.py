@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import quick
 from placing import on_devices
+from shallow import shallow
 from variables import random_variables
 
 import flaxcnn
@@ -16,23 +17,6 @@ from train.config import make_plan, parse
 from train.recipes import RECIPES
 
 STEPS = 4
-
-
-def shallow(model: Any) -> Any:
-    """The network with two blocks in its second stage and one in each other.
-
-    That is one of every kind, with and without a change of shape; whole networks take minutes to
-    compile.
-    """
-    if hasattr(model, "stage_sizes"):
-        sizes = tuple(2 if i == 1 else 1 for i in range(len(model.stage_sizes)))
-        return model.clone(stage_sizes=sizes)
-    if hasattr(model, "table"):  # EfficientNet
-        few = tuple(
-            stage._replace(layers=2 if i == 1 else 1) for i, stage in enumerate(model.table)
-        )
-        return model.clone(table=few, depth=1.0)
-    return model
 
 
 def without_noise(model: Any) -> Any:

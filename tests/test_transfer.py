@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 from placing import on_devices
 from plans import PLAN
+from shallow import shallow
 from variables import random_variables
 
 import flaxcnn
@@ -215,7 +216,7 @@ def test_unknown_stages() -> None:
 @pytest.mark.parametrize("name", flaxcnn.list_models())
 def test_every_network_has_a_last_layer(name: str) -> None:
     """Whatever its family calls it; a probe leaves auxiliary classifiers alone."""
-    model = flaxcnn.create_model(name, num_classes=10)
+    model = shallow(flaxcnn.create_model(name, num_classes=10))
     size = max(32, model.min_size)
     channels = 1 if name in ("lecun1989", "lenet5") else 3
     plan = dataclasses.replace(
