@@ -18,6 +18,8 @@ from flaxcnn.efficientnet import EfficientNetLite
 from flaxcnn.errors import WeightsError
 from flaxcnn.lite_keys import lite_path
 from flaxcnn.network import Network
+from flaxcnn.pth import let_go
+from flaxcnn.threads import in_threads
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -60,23 +62,32 @@ def from_torchvision(
     model = registry.create_model(name, **arguments)
     shapes = variable_shapes(model, in_channels)
     unused = {key for key in state_dict if not key.endswith(_UNUSED)}
-    faults, values = [], []
-    for key, (path, target) in entries(model, shapes).items():
+
+    expected = entries(model, shapes)
+
+    def value_or_fault(key: str) -> jax.Array | str:
+        path, target = expected[key]
         if key not in state_dict:
-            faults.append(f"missing: {key} (for {'/'.join(path)})")
-            continue
-        unused.discard(key)
+            return f"missing: {key} (for {'/'.join(path)})"
         value = _as_numpy(state_dict[key])
         if flax_shape(value.shape) != target.shape:
-            faults.append(
-                f"shape: {key} {value.shape} does not fit {'/'.join(path)} {target.shape}"
-            )
-        elif not jnp.issubdtype(value.dtype, jnp.floating):
-            faults.append(f"no floating-point numbers: {key} is {value.dtype}")
-        elif not is_finite(value := _cast(value, target)):
-            faults.append(f"not finite: {key}")
-        else:
-            values.append(_on_device(_to_flax(value, path, model.flattened), target))
+            return f"shape: {key} {value.shape} does not fit {'/'.join(path)} {target.shape}"
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            return f"no floating-point numbers: {key} is {value.dtype}"
+        value = _cast(value, target)
+        if not is_finite(value):
+            return f"not finite: {key}"
+        converted = _on_device(_to_flax(value, path, model.flattened), target)
+        let_go(value)  # so that a file and its variables are not both in memory as a whole
+        return converted
+
+    sizes = {key: target.size * target.dtype.itemsize for key, (_, target) in expected.items()}
+    largest_first = sorted(sizes, key=lambda key: -sizes[key])
+    found = in_threads(value_or_fault, largest_first, sum(sizes.values()))
+    by_key = dict(zip(largest_first, found, strict=True))
+    values = [by_key[key] for key in expected]
+    faults = [value for value in values if isinstance(value, str)]
+    unused -= expected.keys()
     faults += [f"not expected: {key}" for key in sorted(unused)]
     if faults:
         raise WeightsError(f"not a state_dict of {name}:\n  " + "\n  ".join(faults))

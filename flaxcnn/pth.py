@@ -3,13 +3,14 @@
 import mmap
 import os
 import stat
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from flaxcnn.errors import WeightsError
 from flaxcnn.pth_containers import read_legacy, read_tar, read_zip
 from flaxcnn.pth_tensors import Parameter, Tensor
+from flaxcnn.threads import in_threads
 from flaxcnn.unpickle import quoted
 
 _NESTED = ("model", "state_dict", "model_state_dict")
@@ -44,7 +45,29 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise WeightsError(f"{os.fspath(path)}: {error}") from None
 
 
-def _mapped(path: str | os.PathLike[str]) -> mmap.mmap:
+class _Mapped(mmap.mmap):
+    """A file in memory that nobody writes to: its pages can be let go of and read again."""
+
+
+def let_go(array: np.ndarray) -> None:
+    """Frees the memory of an array of `read_pth`; whoever looks at it again, reads it again.
+
+    Of other arrays nothing is freed.
+    """
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(mapped, _Mapped) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    first = np.frombuffer(mapped, np.uint8).ctypes.data
+    low, high = (address - first for address in np.lib.array_utils.byte_bounds(array))
+    low, high = -(low // -mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
+    if low < high:
+        mapped.madvise(mmap.MADV_DONTNEED, low, high - low)
+
+
+def _mapped(path: str | os.PathLike[str]) -> _Mapped:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
@@ -52,7 +75,7 @@ def _mapped(path: str | os.PathLike[str]) -> mmap.mmap:
         if status.st_size == 0:
             raise WeightsError("is empty")
         with open(path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return _Mapped(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise WeightsError(f"cannot be read: {error.strerror}") from None
 
@@ -68,13 +91,16 @@ def read_buffer(buffer: bytes | mmap.mmap) -> dict[str, np.ndarray]:
         pickled, locate = read_legacy(data)
     else:
         _refuse_other_file(bytes(data[:64]))
-    arrays = {}
-    for name, tensor in _state_dict(pickled).items():
+
+    def array(item: tuple[str, Tensor]) -> np.ndarray:
+        name, tensor = item
         try:
-            arrays[name] = tensor.array(data, locate(tensor.storage))
+            return tensor.array(data, locate(tensor.storage))
         except WeightsError as error:
             raise WeightsError(f"tensor {quoted(name)}: {error}") from None
-    return arrays
+
+    tensors = _state_dict(pickled)
+    return dict(zip(tensors, in_threads(array, tensors.items(), len(data)), strict=True))
 
 
 def _refuse_other_file(start: bytes) -> NoReturn:

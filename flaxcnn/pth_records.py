@@ -6,10 +6,10 @@ links or sparse are refused. Names are compared, never used as paths.
 
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 
+from flaxcnn.crc32 import crc32
 from flaxcnn.errors import WeightsError
 from flaxcnn.unpickle import quoted
 
@@ -42,7 +42,7 @@ class Record:
             )
         if self.crc is None:
             return
-        if zlib.crc32(data[self.start : self.start + self.size]) != self.crc:
+        if crc32(data[self.start : self.start + self.size]) != self.crc:
             raise WeightsError(f"damaged: the checksum of {quoted(self.name)} is wrong")
 
 

@@ -18,7 +18,8 @@ import pytest
 from pth_files import assert_same, to_numpy
 
 from flaxcnn.errors import WeightsError
-from flaxcnn.pth import read_buffer, read_pth
+from flaxcnn.pth import let_go, read_buffer, read_pth
+from flaxcnn.pth_writer import write_pth
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -46,6 +47,47 @@ def test_each_format(kind: str, tmp_path: Path) -> None:
     path.unlink()  # the arrays hold on to the bytes
     assert_same(found, files.expected(kind))
     assert not any(array.flags.writeable for array in found.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells of each map")
+def test_what_was_let_go_is_read_again(tmp_path: Path) -> None:
+    """Its memory is free until then, and only its own."""
+    path = tmp_path / "weights.pth"
+    arrays = {
+        name: np.random.default_rng(i).standard_normal((300, 700), np.float32)
+        for i, name in enumerate("abc")
+    }
+    write_pth(path, arrays)
+
+    def resident_kb() -> int:
+        """Of the file, as this process has it in memory."""
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        (at,) = (i for i, line in enumerate(lines) if line.endswith(str(path)))
+        (rss,) = (line for line in lines[at : at + 6] if line.startswith("Rss:"))
+        return int(rss.split()[1])
+
+    found = read_pth(path)
+    whole = resident_kb()
+    assert whole > 2400
+    let_go(found["b"])
+    assert whole - 830 < resident_kb() < whole - 800
+    let_go(found["b"].T)
+    let_go(found["c"][5:, 3:].T)
+    assert resident_kb() < whole - 1600
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert resident_kb() == whole
+
+
+def test_nothing_else_is_let_go(tmp_path: Path) -> None:
+    """Pages of a map that can be written to would be lost."""
+    path = tmp_path / "array"
+    path.write_bytes(bytes(2**16))
+    mapped = np.memmap(path, np.float32, "c")
+    mapped += 1
+    for array in (mapped, np.ones(2**14), np.frombuffer(b"1" * 2**16, np.uint8), mapped[0]):
+        let_go(array)
+    np.testing.assert_array_equal(mapped, 1)
 
 
 @pytest.mark.parametrize("kind", files.FORMATS)
