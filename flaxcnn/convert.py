@@ -65,8 +65,8 @@ def from_torchvision(
 
     expected = entries(model, shapes)
 
-    def value_or_fault(key: str) -> jax.Array | str:
-        path, target = expected[key]
+    def value_or_fault(item: tuple[str, Entry]) -> np.ndarray | str:
+        key, (path, target) = item
         if key not in state_dict:
             return f"missing: {key} (for {'/'.join(path)})"
         value = _as_numpy(state_dict[key])
@@ -75,23 +75,22 @@ def from_torchvision(
         if not jnp.issubdtype(value.dtype, jnp.floating):
             return f"no floating-point numbers: {key} is {value.dtype}"
         value = _cast(value, target)
-        if not is_finite(value):
-            return f"not finite: {key}"
-        converted = _on_device(_to_flax(value, path, model.flattened), target)
-        let_go(value)  # so that a file and its variables are not both in memory as a whole
-        return converted
+        return value if is_finite(value) else f"not finite: {key}"
 
-    sizes = {key: target.size * target.dtype.itemsize for key, (_, target) in expected.items()}
-    largest_first = sorted(sizes, key=lambda key: -sizes[key])
-    found = in_threads(value_or_fault, largest_first, sum(sizes.values()))
-    by_key = dict(zip(largest_first, found, strict=True))
-    values = [by_key[key] for key in expected]
+    nbytes = sum(target.size * target.dtype.itemsize for _, target in expected.values())
+    values = in_threads(value_or_fault, expected.items(), nbytes)
     faults = [value for value in values if isinstance(value, str)]
     unused -= expected.keys()
     faults += [f"not expected: {key}" for key in sorted(unused)]
     if faults:
         raise WeightsError(f"not a state_dict of {name}:\n  " + "\n  ".join(faults))
-    return jax.tree.unflatten(jax.tree.structure(shapes), values)
+    leaves = []
+    # In this thread, as `jax.enable_x64` and `jax.default_device` are of the thread that uses them.
+    for value, (path, target) in zip(values, expected.values(), strict=True):
+        assert not isinstance(value, str)  # as there are no faults
+        leaves.append(_on_device(_to_flax(value, path, model.flattened), target))
+        let_go(value)  # so that a file and its variables are not both in memory as a whole
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def to_torchvision(

@@ -36,6 +36,20 @@ def test_names_are_torchvisions() -> None:
     assert torchvision_key(("classifier_6", "kernel")) == "classifier.6.weight"
 
 
+def test_float64_and_devices_as_the_calling_thread_has_them(
+    state_dict: dict[str, np.ndarray],
+) -> None:
+    """Of as many bytes as several threads look at."""
+    wide = {key: value.astype(np.float64) + 1e-12 for key, value in state_dict.items()}
+    assert sum(value.nbytes for value in wide.values()) > 2**26
+    with jax.enable_x64(), jax.default_device(jax.devices()[3]):
+        variables = flaxcnn.from_torchvision("resnet18", wide, dtype=jnp.float64, **ARGUMENTS)
+    leaves = jax.tree.leaves(variables)
+    assert {leaf.dtype for leaf in leaves} == {np.dtype("float64")}
+    assert {leaf.device for leaf in leaves} == {jax.devices()[3]}
+    np.testing.assert_array_equal(variables["params"]["fc"]["bias"], wide["fc.bias"])
+
+
 def test_every_entry_arrives_in_its_place(state_dict: dict[str, np.ndarray]) -> None:
     variables = flaxcnn.from_torchvision("resnet18", state_dict, **ARGUMENTS)
     expected = random_variables(flaxcnn.create_model("resnet18", **ARGUMENTS), (1, 32, 32, 3))
