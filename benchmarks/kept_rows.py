@@ -1,5 +1,6 @@
 """Results that are kept row by row, so that a long benchmark goes on where it was stopped."""
 
+import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,3 +30,11 @@ class KeptRows:
         self._there.add(tuple(map(str, row[: self._keys])))
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(row)
+
+
+def parse_arguments(description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """`--csv`, the file of kept rows, and `--seeds`, how many runs of each kind."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--csv", type=Path, required=True, help="file to append the runs to")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (3)")
+    return parser.parse_args(arguments)

@@ -9,7 +9,6 @@ epochs for the latter two. All 10,000 test images, once, after the last step. Ea
 benchmark goes on where it was stopped.
 """
 
-import argparse
 import itertools
 import json
 import subprocess
@@ -20,7 +19,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.kept_rows import KeptRows
+from benchmarks.kept_rows import KeptRows, parse_arguments
 from benchmarks.versus_torchvision import cpu_name
 
 FIELDS = ("method", "images_per_class", "seed", "top1", "seconds", "jax", "cpu")
@@ -51,10 +50,7 @@ def run(method: str, images_per_class: int, seed: int) -> tuple[float, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints each run; appends one row for each to `--csv`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--csv", type=Path, required=True, help="file to append the runs to")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (3)")
-    options = parser.parse_args(arguments)
+    options = parse_arguments(__doc__, arguments)
     rows = KeptRows(options.csv, FIELDS, keys=3)
     for seed, count, method in itertools.product(range(options.seeds), EPOCHS, METHODS):
         if rows.has(method, count, seed):

@@ -8,19 +8,17 @@ of the images, dropout and stochastic depth are each library's own. Rows that th
 run again.
 """
 
-import argparse
 import importlib
 import itertools
 import math
 import time
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.kept_rows import KeptRows
+from benchmarks.kept_rows import KeptRows, parse_arguments
 from benchmarks.transfer import COMMON, EPOCHS, METHODS, run
 from benchmarks.versus_torchvision import cpu_name
 from flaxcnn.pretrained import weights_file
@@ -132,10 +130,7 @@ def _top1(torch: Any, net: Any, images: Any, labels: Any) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints each run; appends one row for each to `--csv`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--csv", type=Path, required=True, help="file to append the runs to")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (3)")
-    options = parser.parse_args(arguments)
+    options = parse_arguments(__doc__, arguments)
     rows = KeptRows(options.csv, FIELDS, keys=3)
     contestants = (
         ("torch", "torch", with_torch),

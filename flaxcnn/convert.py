@@ -61,9 +61,8 @@ def from_torchvision(
     """
     model = registry.create_model(name, **arguments)
     shapes = variable_shapes(model, in_channels)
-    unused = {key for key in state_dict if not key.endswith(_UNUSED)}
-
     expected = entries(model, shapes)
+    unused = {key for key in state_dict if not key.endswith(_UNUSED)} - expected.keys()
 
     def value_or_fault(item: tuple[str, Entry]) -> np.ndarray | str:
         key, (path, target) = item
@@ -80,7 +79,6 @@ def from_torchvision(
     nbytes = sum(target.size * target.dtype.itemsize for _, target in expected.values())
     values = in_threads(value_or_fault, expected.items(), nbytes)
     faults = [value for value in values if isinstance(value, str)]
-    unused -= expected.keys()
     faults += [f"not expected: {key}" for key in sorted(unused)]
     if faults:
         raise WeightsError(f"not a state_dict of {name}:\n  " + "\n  ".join(faults))

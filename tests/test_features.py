@@ -65,6 +65,7 @@ def test_the_halves_are_the_network(name: str) -> None:
 
     actual, expected = both_ways(variables, images)
     scale = float(jnp.abs(expected).max())
+    # Float32 sums in another order, as the whole is compiled otherwise than its halves.
     np.testing.assert_allclose(actual, expected, atol=1e-5 * scale)
 
 
@@ -113,10 +114,12 @@ def test_features_train_as_images_do() -> None:
     a, b = ends
     kernel = a.params["fc"]["kernel"]
     assert np.abs(kernel - probe.variables["params"]["fc"]["kernel"]).max() > 0.01
+    # Float32 sums in another order; what was learnt is a thousand times as much.
     np.testing.assert_allclose(kernel, b.params["fc"]["kernel"], atol=1e-5)
     np.testing.assert_allclose(a.params["fc"]["bias"], b.params["fc"]["bias"], atol=1e-5)
-    for name in ("loss", "top1", "top5", "n"):
-        np.testing.assert_allclose(tests[0][name], tests[1][name], rtol=1e-4)
+    for name in ("top1", "top5", "n"):
+        assert tests[0][name] == tests[1][name]
+    np.testing.assert_allclose(tests[0]["loss"], tests[1]["loss"], rtol=1e-4)  # as the kernels
     del a.params["fc"], b.params["fc"]
     for end in (a, b):
         jax.tree.map(

@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,8 +205,8 @@ def test_unreadable_files_and_folders(
     fill(tmp_path / "val", 1)
     locked = tmp_path / "train" / "cat" / "0.jpg"
 
-    def refuse(path: object, *others: object, **more: object) -> Image.Image:
-        if os.fspath(path) == str(locked):  # type: ignore[call-overload]
+    def refuse(path: str | os.PathLike[str], *others: Any, **more: Any) -> Image.Image:
+        if os.fspath(path) == str(locked):
             raise PermissionError(13, "Permission denied", str(path))
         return opens(path, *others, **more)
 

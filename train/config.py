@@ -191,6 +191,7 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
     _check_transfer(config)
     recipe_name = config.recipe or _default_recipe(config, dataset)
     recipe = _with_flags(RECIPES[recipe_name, family], config)
+    # A recipe's "zero" is for a layer that is new on trained weights, its "lecun" for fresh ones.
     if config.head_init is None and (recipe.head_init == "zero") != (config.weights is not None):
         recipe = dataclasses.replace(recipe, head_init="network")
     batch_size = recipe.batch_size
