@@ -64,8 +64,12 @@ def from_torchvision(
     expected = entries(model, shapes)
     unused = {key for key in state_dict if not key.endswith(_UNUSED)} - expected.keys()
 
-    def value_or_fault(item: tuple[str, Entry]) -> np.ndarray | str:
-        key, (path, target) = item
+    # Which `jax.enable_x64` and `jax.default_device` set for the calling thread alone.
+    settings = jax.config.values
+    x64, device = settings["jax_enable_x64"], settings["jax_default_device"]
+
+    def array_or_fault(key: str) -> jax.Array | str:
+        path, target = expected[key]
         if key not in state_dict:
             return f"missing: {key} (for {'/'.join(path)})"
         value = _as_numpy(state_dict[key])
@@ -74,20 +78,23 @@ def from_torchvision(
         if not jnp.issubdtype(value.dtype, jnp.floating):
             return f"no floating-point numbers: {key} is {value.dtype}"
         value = _cast(value, target)
-        return value if is_finite(value) else f"not finite: {key}"
+        if not is_finite(value):
+            return f"not finite: {key}"
+        with jax.enable_x64(x64), jax.default_device(device):
+            array = _on_device(_to_flax(value, path, model.flattened), target)
+        let_go(value)  # so that a file and its variables are not both in memory as a whole
+        return array
 
-    nbytes = sum(target.size * target.dtype.itemsize for _, target in expected.values())
-    values = in_threads(value_or_fault, expected.items(), nbytes)
-    faults = [value for value in values if isinstance(value, str)]
+    sizes = {key: target.size * target.dtype.itemsize for key, (_, target) in expected.items()}
+    # The largest first, so that no thread is left alone with it at the end.
+    order = sorted(sizes, key=lambda key: -sizes[key])
+    found = in_threads(array_or_fault, order, sum(sizes.values()))
+    arrays = dict(zip(order, found, strict=True))
+    faults = [fault for key in expected if isinstance(fault := arrays[key], str)]
     faults += [f"not expected: {key}" for key in sorted(unused)]
     if faults:
         raise WeightsError(f"not a state_dict of {name}:\n  " + "\n  ".join(faults))
-    leaves = []
-    # In this thread, as `jax.enable_x64` and `jax.default_device` are of the thread that uses them.
-    for value, (path, target) in zip(values, expected.values(), strict=True):
-        assert not isinstance(value, str)  # as there are no faults
-        leaves.append(_on_device(_to_flax(value, path, model.flattened), target))
-        let_go(value)  # so that a file and its variables are not both in memory as a whole
+    leaves = [arrays[key] for key in expected]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 

@@ -25,9 +25,7 @@ def make(plan: Plan, log_every: int = 10) -> tuple[Any, Any, Any, state.TrainSta
     optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
     train_step = steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, log_every)
     eval_step = steps.make_eval_step(model, MEAN_AND_STD)
-    first = jax.jit(
-        lambda: state.create_state(model, plan, optimiser), out_shardings=steps.replicated()
-    )()
+    first = steps.begin(lambda: state.create_state(model, plan, optimiser))
     return (
         model,
         steps.train_over_devices(train_step),

@@ -70,6 +70,13 @@ class Config:
     head_lr_scale: float = 1.0
     # Of layerwise: learning rate of a stage, as a multiple of that of the next one, 0 to 1.
     lr_decay: float = 0.7
+    # Print which transfer suits this data set, as commands, and train nothing.
+    suggest: tyro.conf.FlagCreatePairsOff[bool] = False
+    # Run what --suggest prints, each for the same --epochs, and print a table and a verdict.
+    compare: tyro.conf.FlagCreatePairsOff[bool] = False
+    # For --suggest: how near the images are to ImageNet's photos of things, animals and places;
+    # scans, satellite images, drawings and tiny images are far. None: asked.
+    domain: Literal["near", "far"] | None = None
 
     # -------------------------------------------------------------------------- optimisation
 

@@ -9,6 +9,7 @@ from train.config import Config, parse
 from train.errors import UsageError
 
 _FILE = "config.json"
+_OF_NO_RUN = ("suggest", "compare", "domain")  # flags that train nothing themselves
 
 
 def keep_config(config: Config, workdir: str) -> None:
@@ -19,8 +20,9 @@ def keep_config(config: Config, workdir: str) -> None:
     """
     path = pathlib.Path(workdir, _FILE)
     part = path.with_suffix(".part")
+    flags = {k: v for k, v in dataclasses.asdict(config).items() if k not in _OF_NO_RUN}
     try:
-        part.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(flags, indent=1) + "\n", encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         raise UsageError(f"--workdir={workdir}: {error.strerror}") from None

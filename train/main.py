@@ -15,16 +15,28 @@ from flaxcnn import model_folder
 from flaxcnn.accounting import summarize
 from flaxcnn.errors import InputError
 from flaxcnn.predict import Classifier
-from train import allocator, data, features, metrics, optim, state, steps, transfer
+from train import (
+    advice,
+    allocator,
+    comparison,
+    data,
+    features,
+    metrics,
+    optim,
+    state,
+    steps,
+    transfer,
+)
 from train.checkpoint import Checkpoints, require_finite
+from train.comparison import Outcome
 from train.config import Config, load_dataset, make_plan, parse
 from train.errors import DivergedError, UsageError
 from train.kept_config import keep_config
 from train.processes import Interrupts, join_cluster
 
 
-def main(config: Config) -> int:
-    """Trains as `config` says; returns the exit code."""
+def main(config: Config) -> Outcome:
+    """Trains as `config` says."""
     # ----------------------------------------------------------------------------- devices, data
     join_cluster(config.coordinator_address, config.num_processes, config.process_id)
     devices = jax.device_count()
@@ -86,7 +98,7 @@ def main(config: Config) -> int:
             first = state.state_of(start.variables, optimiser, split)
             current = jax.device_put(first, steps.replicated())
         elif current is None:
-            current = jax.jit(create, out_shardings=steps.replicated())()
+            current = steps.begin(create)
         first_step = int(current.step)
         if first_step:
             say(f"resumed after step {first_step}")
@@ -175,18 +187,24 @@ def main(config: Config) -> int:
     if stop:
         after = f"stopped after step {step} of {plan.steps}; "
         say(after + ("the same command resumes" if checkpoints else "nothing saved: no --workdir"))
-        return 128 + (interrupts.signal or signal.SIGTERM)
+        return Outcome(128 + (interrupts.signal or signal.SIGTERM), None, trained, first_step > 0)
     if first_step == plan.steps:
         say("already trained to its last step; another --workdir starts afresh")
     if results is not None:
         say(f"test accuracy {results['top1']:.2%} on {results['n']} images")
-    return 0
+    return Outcome(0, results, trained, resumed=first_step > 0)
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
     """The command line: what is wrong with it is told in one line."""
     try:
-        return main(parse(arguments))
+        config = parse(arguments)
+        if not (config.suggest or config.compare):
+            return main(config).exit_code
+        dataset = load_dataset(config)
+        ways = advice.candidates(config, dataset, jax.device_count())
+        print(advice.text(ways, dataset))
+        return comparison.compare(ways, main, print) if config.compare else 0
     except (InputError, UsageError) as error:
         print(f"python -m train.main: {error}", file=sys.stderr)
         return 2

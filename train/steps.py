@@ -170,6 +170,14 @@ def evaluate_over_devices(eval_step: EvalStep) -> EvalStep:
     return jax.pmap(eval_step, AXIS, in_axes=(None, 0), out_axes=None)
 
 
+def begin(create: Callable[[], TrainState]) -> TrainState:
+    """The state that `create` makes, whole on each local device."""
+    # XLA:CPU's default level compiles the random numbers of resnet20 in 20 s, this one in 3 s, to
+    # the same bits.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(create, out_shardings=replicated(), compiler_options=options)()
+
+
 def replicated() -> NamedSharding:
     """Whole on each local device: where the state has to be before the first step."""
     return NamedSharding(_local_mesh(), PartitionSpec())
