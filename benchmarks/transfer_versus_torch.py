@@ -88,8 +88,13 @@ def _features(torch: Any, net: Any, images: Any) -> Any:
 
 def _train(torch: Any, net: Any, plan: Plan, images: Any, labels: Any) -> None:
     """SGD by the plan: epochs without a gap, warm-up and cosine by the step."""
-    kernels = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim == 1]
+    net.train()
+    for module in net.modules():
+        if plan.freeze_bn and isinstance(module, torch.nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    kernels = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim == 1]
     groups = [
         {"params": kernels, "weight_decay": plan.weight_decay},
         {"params": others, "weight_decay": plan.weight_decay * plan.decay_norm_and_bias},
@@ -100,7 +105,6 @@ def _train(torch: Any, net: Any, plan: Plan, images: Any, labels: Any) -> None:
     order = itertools.chain.from_iterable(
         torch.randperm(len(images)).tolist() for _ in itertools.count()
     )
-    net.train()
     for step in range(plan.steps):
         if step < plan.warmup_steps:
             factor = (step + 1) / plan.warmup_steps
@@ -117,7 +121,7 @@ def _train(torch: Any, net: Any, plan: Plan, images: Any, labels: Any) -> None:
         sgd.zero_grad()
         torch.nn.functional.cross_entropy(net(batch), labels[chosen]).backward()
         if plan.clip_norm:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), plan.clip_norm)
+            torch.nn.utils.clip_grad_norm_(trained, plan.clip_norm)
         sgd.step()
 
 

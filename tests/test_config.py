@@ -78,6 +78,17 @@ def test_flags_overrule_the_recipe() -> None:
     assert {name: getattr(plan, name) for name in flags} == flags
 
 
+def test_batch_normalisation_stays_where_little_is_transferred() -> None:
+    weights = ("--arch=resnet50", "--weights=DEFAULT")
+    assert plan_of(*weights).freeze_bn
+    assert plan_of(*weights, "--transfer=layerwise").freeze_bn
+    assert not plan_of(*weights, "--freeze_bn=False").freeze_bn
+    assert not plan_of(*weights, "--recipe=classic").freeze_bn
+    assert not plan_of("--arch=resnet50").freeze_bn
+    # Of a fresh start there is nothing to freeze.
+    assert not plan_of("--arch=resnet50", "--recipe=transfer").freeze_bn
+
+
 def test_the_classic_recipes() -> None:
     resnet = plan_of("--arch=resnet50", "--recipe=classic", "--batch_size=512")
     assert (resnet.learning_rate, round(resnet.epochs)) == (pytest.approx(0.2), 90)

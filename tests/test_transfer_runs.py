@@ -34,11 +34,12 @@ def test_frozen_stays_frozen_through_kill_and_resume(
     weights: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    said = runs.run(*FLAGS, f"--weights={weights}", f"--workdir={whole}")
+    flags = (*FLAGS, f"--weights={weights}", "--freeze_bn=False")
+    said = runs.run(*flags, f"--workdir={whole}")
     assert f"{weights}, from:layer3: " in said
-    victim = runs.start(*FLAGS, f"--weights={weights}", f"--workdir={killed}")
+    victim = runs.start(*flags, f"--workdir={killed}")
     runs.kill_after(victim, killed, step=random.randrange(8, 16))
-    assert "resumed after step" in runs.run(*FLAGS, f"--weights={weights}", f"--workdir={killed}")
+    assert "resumed after step" in runs.run(*flags, f"--workdir={killed}")
     assert runs.records(whole) == runs.records(killed)
     ends = runs.final_state(whole), runs.final_state(killed)
     jax.tree.map(np.testing.assert_array_equal, *ends)
@@ -50,9 +51,7 @@ def test_frozen_stays_frozen_through_kill_and_resume(
     frozen = {p for p in begun if p[0] in ("conv1", "bn1") or p[0][:6] in ("layer1", "layer2")}
     assert same == frozen
 
-    again = runs.run(
-        *FLAGS, f"--weights={weights}", "--freeze_bn=True", f"--workdir={whole}", code=2
-    )
+    again = runs.run(*FLAGS, f"--weights={weights}", f"--workdir={whole}", code=2)
     assert "freeze_bn False there, True here" in again
 
 

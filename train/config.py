@@ -64,7 +64,8 @@ class Config:
     # rates that fall from stage to stage towards the image (layerwise), or the stages from one on
     # (from:layer3). None: finetune.
     transfer: str | None = None
-    # Whether batch normalisation stays as in the weights, statistics, scales and biases. None: no.
+    # Whether batch normalisation stays as in the weights, statistics, scales and biases. None: as
+    # the recipe says; the recipe transfer says yes.
     freeze_bn: bool | None = None
     # Learning rate of the last layer, as a multiple of the others'.
     head_lr_scale: float = 1.0
@@ -243,7 +244,7 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         bn=config.bn,
         weights=config.weights,
         transfer=config.weights and (config.transfer or "finetune"),
-        freeze_bn=bool(config.freeze_bn),
+        freeze_bn=recipe.freeze_bn and config.weights is not None,
         head_lr_scale=config.head_lr_scale,
         lr_decay=config.lr_decay,
     )

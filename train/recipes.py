@@ -35,6 +35,7 @@ class Recipe:
     # "lecun": dense layers start from N(0, 1 / fan_in). "zero": with trained weights, a last layer
     # that is new starts from zero.
     head_init: HeadInit = "network"
+    freeze_bn: bool = False  # with trained weights, whether their batch normalisation stays
     augmentation: Augmentation
 
 
@@ -62,11 +63,13 @@ _SMALL = Recipe(
     augmentation="none",
 )
 
-# From trained weights: as _SMALL bounds it, at a tenth of its rate.
+# From trained weights. The statistics of a few hundred steps on few images are worse than ImageNet's:
+# EfficientNet-Lite0 on 500 images of Fashion-MNIST reached 69 to 74 % with them and 81 % with
+# ImageNet's (96 px, ten to fifteen epochs, one run each).
 _TRANSFER = Recipe(
     epochs=20,
     batch_size=64,
-    learning_rate_per_256=0.04,
+    learning_rate_per_256=0.2,
     schedule="cosine",
     warmup_epochs=1,
     nesterov=True,
@@ -74,11 +77,17 @@ _TRANSFER = Recipe(
     decay_norm_and_bias=False,
     clip_norm=1.0,
     head_init="zero",
+    freeze_bn=True,
     augmentation="none",
 )
-# The last layer alone, from zero: as convex as training gets, so that a high rate does no harm.
+# The last layer alone, from zero: features cost nothing, so that a low rate may take its time.
 _PROBE = dataclasses.replace(
-    _TRANSFER, epochs=100, learning_rate_per_256=0.4, warmup_epochs=0, clip_norm=0.0
+    _TRANSFER,
+    epochs=100,
+    learning_rate_per_256=0.012,
+    warmup_epochs=0,
+    clip_norm=0.0,
+    freeze_bn=False,  # it has no training mode anyway
 )
 
 # (recipe, family) -> row.
