@@ -63,9 +63,9 @@ _SMALL = Recipe(
     augmentation="none",
 )
 
-# From trained weights. The statistics of a few hundred steps on few images are worse than ImageNet's:
-# EfficientNet-Lite0 on 500 images of Fashion-MNIST reached 69 to 74 % with them and 81 % with
-# ImageNet's (96 px, ten to fifteen epochs, one run each).
+# From trained weights. The statistics of a few hundred steps on few images are worse than those of
+# ImageNet: EfficientNet-Lite0 on 500 images of Fashion-MNIST reached 69 to 74 % with the former and
+# 81 % with the latter (96 px, ten to fifteen epochs, one run each).
 _TRANSFER = Recipe(
     epochs=20,
     batch_size=64,
