@@ -5,31 +5,18 @@ import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_sample_images
+from photo_folders import CLASSES, write_photos
 
 import flaxcnn.__main__
 from flaxcnn import model_folder
 from train import main, report
-
-CLASSES = ("寺 temple", "dahlia & co")
-
-
-def photos(folder: pathlib.Path, count: int) -> None:
-    """Pieces of scikit-learn's two photos, a class of each."""
-    rng = np.random.default_rng(0)
-    for name, whole in zip(CLASSES, load_sample_images().images, strict=True):
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            y, x = rng.integers(0, 250, 2)
-            Image.fromarray(whole[y : y + 100, x : x + 130]).save(folder / name / f"{i}.jpg")
 
 
 @pytest.mark.slow
 def test_photos_train_a_network_that_names_them(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos(tmp_path / "photos", 24)
+    write_photos(tmp_path / "photos", 24)
     broken = tmp_path / "photos" / CLASSES[0] / "broken.jpg"
     broken.write_text("no photo")
     flags = (

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+from photo_folders import write_photos
 
 from flaxcnn import model_folder
 from flaxcnn.__main__ import main
@@ -100,3 +101,35 @@ def test_trained_there_and_used_here(
     assert found is not None
     assert int(found[2]) == len(labels)
     assert float(found[1]) == pytest.approx(100 * right / len(labels), abs=5e-4)  # as printed
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet"])
+def test_a_tuned_network_gives_equal_logits_there(name: str, tmp_path: pathlib.Path) -> None:
+    """torchvision's weights, tuned here on photos of other classes, and back to torchvision."""
+    torch = importlib.import_module("torch")
+    side = importlib.import_module("torch_side")
+    torch.save(side.twin(name, 7).state_dict(), tmp_path / "before.pth")
+    write_photos(tmp_path / "photos", 12)
+    flags = (
+        *(f"--arch={name}", f"--weights={tmp_path}/before.pth", "--transfer=finetune"),
+        *("--dataset=folder", f"--data_dir={tmp_path}/photos", "--holdout=0.3"),
+        *("--image_size=64", "--batch_size=8", "--steps=4", f"--workdir={tmp_path}/run"),
+    )
+    runs.run(*flags)
+    file = tmp_path / "after.pth"
+    assert main(["convert", f"{tmp_path}/run/model", str(file)]) == 0
+    options = {}
+    if name == "googlenet":
+        options = {"aux_logits": False, "transform_input": True, "init_weights": False}
+    models = importlib.import_module("torchvision.models")
+    net = models.get_model(name, weights=None, num_classes=2, **options)
+    net.load_state_dict(torch.load(file, weights_only=True), strict=True)
+
+    saved = model_folder.load(tmp_path / "run" / "model")
+    model = model_folder.registry.create_model(saved.arch, **saved.arguments)
+    images = np.random.default_rng(1).normal(size=(2, 77, 90, 3)).astype("float32")
+    ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(saved.variables, images)
+    with torch.no_grad():
+        theirs = net.eval()(side.channels_first(images)).numpy()
+    assert np.abs(theirs).max() > 0.01
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=0)
