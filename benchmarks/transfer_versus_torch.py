@@ -1,11 +1,11 @@
 """The same transfer with torch: same weights, images, split and recipe, 50 images of each class.
 
-    python -m benchmarks.transfer_versus_torch --csv benchmarks/results/transfer_versus_torch.csv
+    python -m benchmarks.transfer_versus_torch --csv benchmarks/results/transfer_torch.csv
 
-Needs the extra `torch`. Images are prepared by flaxcnn on both sides; torch's network has first
-kernels summed over the colours, as flaxcnn's for grey images, and a last layer of zeros. The order
-of the images, dropout and stochastic depth are each library's own. Rows that the file has are not
-run again.
+Needs the extra `torch`; flaxcnn's side is `benchmarks.transfer`. Images are prepared by flaxcnn on
+both sides. torch's network has first kernels summed over the colours, as flaxcnn's for grey images,
+and a last layer of zeros. The order of the images, dropout and stochastic depth are each library's
+own. Rows that the file has are not run again.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.kept_rows import KeptRows, parse_arguments
-from benchmarks.transfer import COMMON, EPOCHS, METHODS, run
+from benchmarks.transfer import COMMON, EPOCHS, METHODS
 from benchmarks.versus_torchvision import cpu_name
 from flaxcnn.pretrained import weights_file
 from flaxcnn.weights import get_weight
@@ -28,7 +28,7 @@ from train.config import load_dataset, make_plan, parse
 from train.plan import Plan
 
 IMAGES_PER_CLASS = 50
-FIELDS = ("library", "method", "seed", "top1", "seconds", "version", "cpu")
+FIELDS = ("method", "images_per_class", "seed", "top1", "seconds", "torch", "cpu")
 
 
 def with_torch(method: str, seed: int) -> tuple[float, float]:
@@ -136,18 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints each run; appends one row for each to `--csv`."""
     options = parse_arguments(__doc__, arguments)
     rows = KeptRows(options.csv, FIELDS, keys=3)
-    contestants = (
-        ("torch", "torch", with_torch),
-        ("flaxcnn", "jax", lambda method, seed: run(method, IMAGES_PER_CLASS, seed)),
-    )
     for method, seed in itertools.product(("linear probe", "fine-tuning"), range(options.seeds)):
-        for library, package, of in contestants:
-            if rows.has(library, method, seed):
-                continue
-            top1, seconds = of(method, seed)
-            print(f"{library}, {method}, seed {seed}: {top1:.2%} in {seconds:.0f} s", flush=True)
-            version = f"{package} {metadata.version(package)}"
-            rows.append((library, method, seed, top1, round(seconds, 1), version, cpu_name()))
+        if rows.has(method, IMAGES_PER_CLASS, seed):
+            continue
+        top1, seconds = with_torch(method, seed)
+        print(f"torch, {method}, seed {seed}: {top1:.2%} in {seconds:.0f} s", flush=True)
+        version = metadata.version("torch")
+        rows.append((method, IMAGES_PER_CLASS, seed, top1, round(seconds, 1), version, cpu_name()))
 
 
 if __name__ == "__main__":
