@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.kept_rows import KeptRows, parse_arguments
-from benchmarks.transfer import COMMON, EPOCHS, METHODS
+from benchmarks.transfer import flags_of
 from benchmarks.versus_torchvision import cpu_name
 from flaxcnn.pretrained import weights_file
 from flaxcnn.weights import get_weight
@@ -35,10 +35,7 @@ def with_torch(method: str, seed: int) -> tuple[float, float]:
     """Top-1 on the test images as a share of one, and seconds, preparation of images included."""
     torch = importlib.import_module("torch")
     started = time.perf_counter()
-    flags = [*COMMON, *METHODS[method], f"--images_per_class={IMAGES_PER_CLASS}", f"--seed={seed}"]
-    if method != "linear probe":
-        flags.append(f"--epochs={EPOCHS[IMAGES_PER_CLASS]}")
-    config = parse(flags)
+    config = parse(flags_of(method, IMAGES_PER_CLASS, seed))
     dataset = load_dataset(config)
     plan = make_plan(config, dataset, 1, False)
     assert plan.weights is not None

@@ -24,6 +24,7 @@ PLAN = Plan(
     label_smoothing=0.0,
     dropout_rate=None,
     clip_norm=0.0,
+    ema_decay=0.0,
     head_init="network",
     augmentation="pad_crop",
     flip=False,

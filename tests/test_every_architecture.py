@@ -43,6 +43,7 @@ def test_a_few_steps_on_digits_lower_the_loss(name: str) -> None:
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimiser.init(variables["params"]),
         totals=state.Totals.zeros(),
+        average={},
     )
     train_step = jax.pmap(
         steps.make_train_step(model, optimiser, plan, digits.mean_and_std, 10),

@@ -96,7 +96,7 @@ def test_features_train_as_images_do() -> None:
             out_axes=(None, None),
             devices=jax.devices()[:1],
         )
-        current = state.state_of(probe.variables, optimiser, probe.split)
+        current = state.state_of(probe.variables, probe.plan, optimiser, probe.split)
         batches = examples.training_batches(2)
         for _ in range(4):
             batch = {k: v[None] for k, v in next(batches).items()} | {"stop": np.zeros(1, bool)}

@@ -23,6 +23,7 @@ FLAGS = (
     "--log_every=1",
     "--eval_every=6",
     "--checkpoint_every=3",
+    "--ema_decay=0.9",
 )
 
 
@@ -32,7 +33,7 @@ def assert_same_run(first: pathlib.Path, second: pathlib.Path) -> None:
     states = runs.final_state(first), runs.final_state(second)
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
     names = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(states[0])}
-    assert names >= {"params", "opt_state", "step"}
+    assert names >= {"params", "opt_state", "step", "average"}
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 

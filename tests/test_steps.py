@@ -88,6 +88,32 @@ def test_totals_are_of_the_steps_since_the_last_log_line() -> None:
         assert float(current.totals.loss) == pytest.approx(sum(since), rel=1e-6)
 
 
+def test_the_moving_average_is_evaluated() -> None:
+    """Of parameters and statistics; its decay after step k is k / (9 + k), at most the plan's."""
+    plan = dataclasses.replace(PLAN, arch="resnet20", image_size=8, ema_decay=0.15, steps=9)
+    _, train_step, _, current = make(plan)
+    assert current.evaluated is current.average
+    expected = jax.device_get(current.variables)
+    for step in range(1, 5):
+        current, _ = train_step(current, sent(random_batch(16, plan, seed=step)))
+        decay = min(0.15, step / (9 + step))  # the plan's from the second step on
+        expected = jax.tree.map(
+            lambda old, new, d=decay: d * old + (1 - d) * new,
+            expected,
+            jax.device_get(current.variables),
+        )
+    far = []
+    for ours, theirs, last in zip(
+        *map(jax.tree.leaves, (current.evaluated, expected, current.variables)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        far.append(float(np.abs(ours - last).max()))
+    assert max(far) > 1e-3
+    _, _, _, without = make(PLAN)
+    jax.tree.map(np.testing.assert_array_equal, without.evaluated, without.variables)
+    assert without.average == {}
+
+
 def test_told_to_stop_comes_back() -> None:
     _, train_step, _, current = make(PLAN)
     current, metrics = train_step(current, sent(random_batch(16, PLAN), stop=False))

@@ -22,7 +22,14 @@ from train.plan import Plan
 
 MEAN_AND_STD = ((0.4,), (0.3,))
 RESNET = dataclasses.replace(
-    PLAN, arch="resnet20", image_size=16, weights="w.pth", weight_decay=0.1, batch_size=16, steps=50
+    PLAN,
+    arch="resnet20",
+    image_size=16,
+    weights="w.pth",
+    weight_decay=0.1,
+    ema_decay=0.9,
+    batch_size=16,
+    steps=50,
 )
 
 
@@ -36,7 +43,7 @@ def trained_for(plan: Plan, steps_done: int = 3, devices: int = 1) -> tuple[Any,
     split = transfer.split(model, plan)
     optimiser = split.scaled(optim.optimiser(plan, optim.learning_rate_schedule(plan)))
     variables = random_variables(model, (1, plan.image_size, plan.image_size, plan.channels))
-    before = state.state_of(variables, optimiser, split)
+    before = state.state_of(variables, plan, optimiser, split)
     step = jax.pmap(
         steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, 10, split),
         steps.AXIS,
@@ -58,13 +65,17 @@ def trained_for(plan: Plan, steps_done: int = 3, devices: int = 1) -> tuple[Any,
 
 
 def changed(before: Any, after: Any) -> set[str]:
-    """The modules, by path, of which a parameter or a statistic is another than before."""
-    found = set()
-    for part in ("params", "batch_stats"):
-        old, new = leaves(getattr(before, part)), leaves(getattr(after, part))
+    """The modules, by path, of which a parameter or a statistic is another than before.
+
+    So it must be with their moving averages.
+    """
+    kinds = []
+    for kind in ("variables", "average"):
+        old, new = leaves(getattr(before, kind)), leaves(getattr(after, kind))
         assert old.keys() == new.keys()
-        found |= {"/".join(p[:-1]) for p in old if not np.array_equal(old[p], new[p])}
-    return found
+        kinds.append({"/".join(p[1:-1]) for p in old if not np.array_equal(old[p], new[p])})
+    assert kinds[0] == kinds[1]
+    return kinds[0]
 
 
 def modules(plan: Plan) -> set[str]:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 FLAGS = (
     *("--arch=resnet20", "--transfer=from:layer3", "--image_size=16", "--batch_size=32"),
-    *("--steps=18", "--log_every=3", "--eval_every=9", "--checkpoint_every=5"),
+    *("--ema_decay=0.9", "--steps=18", "--log_every=3", "--eval_every=9", "--checkpoint_every=5"),
 )
 
 

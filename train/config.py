@@ -109,6 +109,9 @@ class Config:
     # Probability of dropping a unit, 0 to 1, for networks with dropout. None: the recipe's, or else
     # the network's own.
     dropout_rate: float | None = None
+    # Decay per step of a moving average of parameters and statistics, 0 to 1: what is evaluated and
+    # kept is the average. 0: none. None: the recipe's.
+    ema_decay: float | None = None
     # Largest global norm of the gradient; 0: no limit. None: the recipe's.
     clip_norm: float | None = None
     # Start of the dense layers: the network's own, or N(0, 1 / fan_in) (lecun); with --weights, of
@@ -235,6 +238,7 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         label_smoothing=recipe.label_smoothing,
         dropout_rate=recipe.dropout_rate,
         clip_norm=recipe.clip_norm,
+        ema_decay=recipe.ema_decay,
         head_init=recipe.head_init,
         augmentation=recipe.augmentation,
         # A probe's features are of each image once.
@@ -350,6 +354,7 @@ def _check_ranges(plan: Plan, config: Config, devices: int) -> None:
     _require(0 <= plan.momentum < 1, "--momentum must be at least 0 and below 1")
     _require(plan.weight_decay >= 0, "--weight_decay must be at least 0")
     _require(0 <= plan.label_smoothing < 1, "--label_smoothing must be at least 0 and below 1")
+    _require(0 <= plan.ema_decay < 1, "--ema_decay must be at least 0 and below 1")
     _require(plan.clip_norm >= 0, "--clip_norm must be at least 0; 0 means no limit")
     _require(
         plan.dropout_rate is None or 0 <= plan.dropout_rate < 1,

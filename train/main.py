@@ -95,7 +95,7 @@ def main(config: Config) -> Outcome:
             if writes:
                 keep_config(config, config.workdir)
         if current is None and start:
-            first = state.state_of(start.variables, optimiser, split)
+            first = state.state_of(start.variables, plan, optimiser, split)
             current = jax.device_put(first, steps.replicated())
         elif current is None:
             current = steps.begin(create)
@@ -111,7 +111,7 @@ def main(config: Config) -> Outcome:
         def evaluate(step: int, current: state.TrainState) -> dict[str, float] | None:
             with clock.paused(current):
                 shares = steps.on_devices(examples.test_batches())
-                found = steps.evaluate(eval_step, current.variables, shares, told=interrupts.noted)
+                found = steps.evaluate(eval_step, current.evaluated, shares, told=interrupts.noted)
             if found is not None:
                 record = {"split": "test", "step": step, **found}
                 progress.test(record)
@@ -131,7 +131,7 @@ def main(config: Config) -> Outcome:
                 require_finite(current)
             if folder and writes and (is_best or not model_folder.is_one(folder)):
                 with clock.paused(current):
-                    portable = Classifier(model, current.variables, transform, dataset.class_names)
+                    portable = Classifier(model, current.evaluated, transform, dataset.class_names)
                     model_folder.save(folder, portable.as_folder(plan.arch))
             return is_best
 
@@ -195,16 +195,23 @@ def main(config: Config) -> Outcome:
     return Outcome(0, results, trained, resumed=first_step > 0)
 
 
+def advise(config: Config) -> int:
+    """Prints which transfer suits the data set, and runs it all to `--compare`; the exit code."""
+    dataset = load_dataset(config)
+    for note in dataset.notes:
+        print(note)
+    ways = advice.candidates(config, dataset, jax.device_count())
+    print(advice.text(ways, dataset))
+    return comparison.compare(ways, main, print) if config.compare else 0
+
+
 def command(arguments: Sequence[str] | None = None) -> int:
     """The command line: what is wrong with it is told in one line."""
     try:
         config = parse(arguments)
         if not (config.suggest or config.compare):
             return main(config).exit_code
-        dataset = load_dataset(config)
-        ways = advice.candidates(config, dataset, jax.device_count())
-        print(advice.text(ways, dataset))
-        return comparison.compare(ways, main, print) if config.compare else 0
+        return advise(config)
     except (InputError, UsageError) as error:
         print(f"python -m train.main: {error}", file=sys.stderr)
         return 2

@@ -31,6 +31,7 @@ class Plan:
     label_smoothing: float
     dropout_rate: float | None  # None: the network's own
     clip_norm: float  # 0: no limit
+    ema_decay: float  # of the average that is evaluated; 0: none
     head_init: HeadInit
     augmentation: Augmentation
     flip: bool

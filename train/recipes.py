@@ -31,6 +31,7 @@ class Recipe:
     decay_norm_and_bias: bool = True  # whether weight decay reaches norm parameters and biases
     label_smoothing: float = 0.0
     dropout_rate: float | None = None  # None: the network's own
+    ema_decay: float = 0.0  # per step, of the average that is evaluated and kept; 0: none
     clip_norm: float = 0.0  # largest global norm of the gradient; 0: no limit
     # "lecun": dense layers start from N(0, 1 / fan_in). "zero": with trained weights, a last layer
     # that is new starts from zero.

@@ -41,11 +41,17 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: optax.OptState
     totals: Totals
+    average: Any  # moving, of `variables`; {} without --ema_decay
 
     @property
     def variables(self) -> dict[str, Any]:
-        """{'params', 'batch_stats'}, what the network is applied to."""
+        """{'params', 'batch_stats'}, what the network is applied to in training."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """{'params', 'batch_stats'}, what is evaluated and kept: their average, if there is one."""
+        return self.average or self.variables
 
 
 def create_model(plan: Plan, devices: int, **others: Any) -> Network:
@@ -100,19 +106,22 @@ def create_state(
     split: Split = EVERYTHING,
 ) -> TrainState:
     """The state before the first step, from the plan's seed."""
-    return state_of(_init(model, plan, jax.random.key(plan.seed)), optimiser, split)
+    return state_of(_init(model, plan, jax.random.key(plan.seed)), plan, optimiser, split)
 
 
 def state_of(
-    variables: Mapping[str, Any], optimiser: optax.GradientTransformation, split: Split
+    variables: Mapping[str, Any], plan: Plan, optimiser: optax.GradientTransformation, split: Split
 ) -> TrainState:
     """The state before the first step from these variables; the optimiser has what is trained."""
+    variables = {"batch_stats": {}, **variables}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=variables["batch_stats"],
         opt_state=optimiser.init(split.trained(variables["params"])),
         totals=Totals.zeros(),
+        # Copies: a step is given all buffers of the state to write into.
+        average=jax.tree.map(jnp.copy, variables) if plan.ema_decay else {},
     )
 
 

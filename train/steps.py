@@ -82,16 +82,29 @@ def make_train_step(
         fresh = state.step % log_every == 0  # the step before this one was logged
         old = jax.tree.map(lambda total: jnp.where(fresh, 0, total), state.totals)
         totals = Totals(loss=old.loss + loss, top1=old.top1 + top1, steps=old.steps + 1)
+        step, average = state.step + 1, state.average
+        variables = {
+            "params": split.merged(state.params, optax.apply_updates(trained, updates)),
+            "batch_stats": split.statistics(state.batch_stats, batch_stats),
+        }
+        if plan.ema_decay:
+            average = moved(average, variables, plan.ema_decay, step)
         state = TrainState(
-            step=state.step + 1,
-            params=split.merged(state.params, optax.apply_updates(trained, updates)),
-            batch_stats=split.statistics(state.batch_stats, batch_stats),
-            opt_state=opt_state,
-            totals=totals,
+            step=step, opt_state=opt_state, totals=totals, average=average, **variables
         )
         return state, {"loss": loss, "top1": top1, "stop": stop > 0}
 
     return train_step
+
+
+def moved(average: Arrays, variables: Arrays, decay: float, step: jax.Array) -> Arrays:
+    """The moving average after a step, the first of which is 1.
+
+    Its decay rises with the steps, so that the average of a short run has left its beginning. By
+    differences, so that of what stays the same the average does, to the last bit.
+    """
+    share = 1 - jnp.minimum(decay, step / (9 + step))
+    return jax.tree.map(lambda old, new: old + share * (new - old), average, variables)
 
 
 def random_streams(key: jax.Array) -> dict[str, jax.Array]:
