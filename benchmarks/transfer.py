@@ -4,8 +4,8 @@
 
 With 10, 50 and 100 training images of each class, drawn by three seeds: a linear probe and
 fine-tuning, both from ImageNet's weights, and training from scratch, at 96 pixels. From scratch has
-more epochs, of smaller batches: in 60 steps the running statistics of this network, whose momentum is
-0.99, have not left their beginning, and it evaluates at chance. All 10,000 test images, once, after
+more epochs, of smaller batches: this network's running statistics (momentum 0.99) have not yet
+left their beginning after 60 steps, and it evaluates at chance. All 10,000 test images, once, after
 the last step. Each run is `python -m train.main` as its recipes are; a row that the file has is not
 run again, so that the benchmark goes on where it was stopped.
 """
