@@ -50,7 +50,7 @@ def test_the_order_goes_by_images_of_a_class_and_distance(
 def test_each_command_is_read_again_as_its_configuration() -> None:
     said = (
         *("--arch=resnet50", "--domain=far", "--suggest", "--seed=3", "--momentum=0.8"),
-        *("--data_dir=a b", "--freeze_bn=True"),
+        *("--data_dir=a b", "--freeze_bn=True", "--flip=False"),
     )
     ways = {way.name: way for way in advised(*said)}
     for way in ways.values():
