@@ -114,6 +114,14 @@ def test_the_moving_average_is_evaluated() -> None:
     assert without.average == {}
 
 
+def test_the_average_of_what_stays_the_same_does() -> None:
+    """To the last bit, as of what is frozen."""
+    frozen = {"params": jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)}
+    for step in (1, 50, 20_000):
+        average = steps.moved(frozen, frozen, 0.999, jnp.int32(step))
+        np.testing.assert_array_equal(average["params"], frozen["params"])
+
+
 def test_told_to_stop_comes_back() -> None:
     _, train_step, _, current = make(PLAN)
     current, metrics = train_step(current, sent(random_batch(16, PLAN), stop=False))
