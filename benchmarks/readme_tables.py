@@ -125,9 +125,11 @@ _ORDER_OF_METHODS = (
 
 
 def _mean_and_spread(shares: list[float]) -> str:
-    """ "80.1 % (79.5 to 80.6)"; one run has no spread."""
+    """As "80.1 % (79.5 to 80.6)"; one run has no spread."""
     if not shares:
         return ""
+    if len(shares) == 1:
+        return f"{100 * shares[0]:.1f} % (one run)"
     mean, least, greatest = (100 * f(shares) for f in (statistics.mean, min, max))
     return f"{mean:.1f} % ({least:.1f} to {greatest:.1f})"
 

@@ -30,11 +30,11 @@ def with_images(each: int) -> Dataset:
 @pytest.mark.parametrize(
     ("domain", "each", "first", "last"),
     [
-        ("near", 19, PROBE, SCRATCH),
-        ("near", 20, TOP, SCRATCH),
+        ("near", 99, PROBE, SCRATCH),
+        ("near", 100, TOP, SCRATCH),
         ("near", 1000, ALL, SCRATCH),
-        ("far", 19, TOP, SCRATCH),
-        ("far", 20, ALL, SCRATCH),
+        ("far", 99, PROBE, SCRATCH),
+        ("far", 100, ALL, SCRATCH),
         ("far", 999, ALL, SCRATCH),
         ("far", 1000, ALL, PROBE),
     ],
