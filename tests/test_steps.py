@@ -106,6 +106,7 @@ def test_the_moving_average_is_evaluated() -> None:
     for ours, theirs, last in zip(
         *map(jax.tree.leaves, (current.evaluated, expected, current.variables)), strict=True
     ):
+        # Float32, four sums in another order; the last values are a thousandth away at least.
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
         far.append(float(np.abs(ours - last).max()))
     assert max(far) > 1e-3

@@ -13,11 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 import flaxcnn
 from flaxcnn.weights import COSTS
-from train.config import Config, make_plan
+from train.config import Config, Domain, make_plan
 from train.datasets import Dataset
 from train.errors import UsageError
 
-Domain = Literal["near", "far"]
 Amount = Literal["few", "some", "many"]
 
 # Images of a class. With 10 and with 50 a probe did as well as fine-tuning even on Fashion-MNIST,

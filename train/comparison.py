@@ -46,11 +46,11 @@ def compare(
     Raises:
         UsageError: as the runs do, and for a run of several processes.
     """
+    if any(way.config.coordinator_address or way.config.num_processes for way in ways):
+        raise UsageError("--compare is for one process; run its commands one by one")
     measured = []
     for number, way in enumerate(ways, 1):
         config = way.config
-        if config.coordinator_address or config.num_processes:
-            raise UsageError("--compare is for one process; run its commands one by one")
         if config.workdir:
             folder = pathlib.Path(config.workdir, way.name.replace(" ", "_"))
             config = dataclasses.replace(config, workdir=str(folder))

@@ -18,6 +18,7 @@ from train.recipes import RECIPES, Augmentation, HeadInit, Precision, Recipe, Sc
 from train.transfer import preparation
 
 T = TypeVar("T")
+Domain = Literal["near", "far"]  # images like ImageNet's photos, or unlike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class Config:
     compare: tyro.conf.FlagCreatePairsOff[bool] = False
     # For --suggest: how near the images are to ImageNet's photos of things, animals and places;
     # scans, satellite images, drawings and tiny images are far. None: asked.
-    domain: Literal["near", "far"] | None = None
+    domain: Domain | None = None
 
     # -------------------------------------------------------------------------- optimisation
 

@@ -152,9 +152,7 @@ def header(plan: Plan, parameters: int, trained: int, macs: int, workdir: str | 
         f"dropout {plan.dropout_rate:g}" if plan.dropout_rate is not None else "",
         f"gradient norm at most {plan.clip_norm:g}" if plan.clip_norm else "",
         f"moving average {plan.ema_decay:g}" if plan.ema_decay else "",
-        {"lecun": "dense layers start lecun", "zero": "new layer from zero"}.get(
-            plan.head_init, ""
-        ),
+        _HEADS.get(plan.head_init, ""),
         f"{plan.augmentation}{' and flip' if plan.flip else ''}",
     ]
     start = []
