@@ -3,6 +3,7 @@
 from flaxcnn.accounting import Summary, summarize
 from flaxcnn.convert import from_torchvision, to_torchvision
 from flaxcnn.errors import InputError, WeightsError
+from flaxcnn.folding import fold_batchnorm
 from flaxcnn.googlenet import GoogLeNetOutput
 from flaxcnn.network import extract_features
 from flaxcnn.pretrained import load_pretrained
@@ -83,6 +84,7 @@ __all__ = [
     "Wide_ResNet101_2_Weights",
     "create_model",
     "extract_features",
+    "fold_batchnorm",
     "from_torchvision",
     "get_model_weights",
     "get_weight",

@@ -150,7 +150,7 @@ def weights_file(weights: WeightsEnum) -> pathlib.Path:
     raise WeightsError(f"{folder} has no .pth file whose SHA-256 begins {weights.sha256_prefix}")
 
 
-def channels_of(model: Network, variables: Variables) -> int:
+def channels_of(model: Network, variables: Mapping[str, Any]) -> int:
     """The channels of the images that variables of `model` are for, where they can be seen."""
     expected = convert.by_path(convert.variable_shapes(model))
     _, channels = convert.seen_in(

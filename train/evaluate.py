@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from flaxcnn import predict
 from flaxcnn.errors import InputError
+from flaxcnn.folding import fold_batchnorm
 from flaxcnn.predict import Classifier
 from train import data, datasets, folders, steps
 from train.datasets import Source
@@ -40,10 +41,11 @@ def main(options: argparse.Namespace) -> int:
     )
 
     # ---------------------------------------------------------------------------- evaluation
+    model, folded = fold_batchnorm(classifier.model, classifier.variables)
     eval_step = steps.evaluate_over_devices(
-        steps.make_eval_step(classifier.model, (transform.mean, transform.std))
+        steps.make_eval_step(model, (transform.mean, transform.std))
     )
-    variables = {"batch_stats": {}, **classifier.variables}
+    variables = {"batch_stats": {}, **folded}
     batches = data.evaluation_batches(source, transform.view, batch_size, options.read_threads)
     count = -(len(source) // -batch_size)
     shown = tqdm(batches, total=count, unit="batch", disable=not sys.stderr.isatty())
