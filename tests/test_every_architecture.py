@@ -37,11 +37,13 @@ def test_a_few_steps_on_digits_lower_the_loss(name: str) -> None:
     gain = 1.0 if hasattr(model, "table") else 2.0
     shape = (1, plan.image_size, plan.image_size, plan.channels)
     variables = random_variables(model, shape, gain=gain)
+    # Zeros, which `init` would compile for each shape.
+    begins = jax.eval_shape(optimiser.init, variables["params"])
     current = state.TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimiser.init(variables["params"]),
+        opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), begins),
         totals=state.Totals.zeros(),
         average={},
     )

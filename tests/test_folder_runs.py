@@ -22,7 +22,9 @@ def test_photos_train_a_network_that_names_them(
     flags = (
         *("--arch=resnet20", "--image_size=32", "--batch_size=16", "--dataset=folder"),
         *(f"--data_dir={tmp_path}/photos", "--holdout=0.3", "--augmentation=none"),
-        *("--learning_rate=0.05", "--warmup_epochs=0", "--epochs=15"),
+        # 120 steps: after 30 the running statistics lag behind, and 73 to 100 % are right, by seed
+        # and machine; after 120, 98 to 100 %.
+        *("--learning_rate=0.05", "--warmup_epochs=0", "--epochs=60"),
         f"--workdir={tmp_path}/run",
     )
     assert main.command(flags) == 2
@@ -39,7 +41,7 @@ def test_photos_train_a_network_that_names_them(
     tests = [record for record in records if record["split"] == "test"]
     test = max(tests, key=lambda record: record["top1"])
     assert 8 <= test["n"] <= 22
-    assert test["top1"] > 0.75
+    assert test["top1"] > 0.85
 
     assert model_folder.load(tmp_path / "run" / "model").class_names == sorted(CLASSES)
     broken.unlink()
@@ -51,7 +53,7 @@ def test_photos_train_a_network_that_names_them(
         for answer in answers
     ]
     assert len(right) == 48
-    assert np.mean(right) > 0.75
+    assert np.mean(right) > 0.9
 
     assert report.command([str(tmp_path / "run")]) == 0
     assert f"{test['top1']:.2%}" in capsys.readouterr().out
