@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks.machine import cpu_name
 from benchmarks.paired import Contestant, time_in_turns
-from benchmarks.versus_torchvision import cpu_name
 
 
 def transfer_step(

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.versus_torchvision import cpu_name
+from benchmarks.machine import cpu_name
 
 # Each is a program that gets the network and the file, and prints {"seconds", "peak_bytes"}.
 MEASURE = """

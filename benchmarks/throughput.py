@@ -7,8 +7,8 @@
 Every combination is timed in a process of its own, in turns with a matrix product of the same type
 in another: utilisation is the network's multiply-adds a second by those of the product, round by
 round. A training step is that of `train.main`, and counts three times its forward pass; prediction
-has its batch norm folded. `--batch_size` is of each device: `--devices all` shows weak scaling, on 1,
-2, 4 and so on of them. `--batch_size max` is the largest that fits by XLA's plan.
+has its batch norm folded. `--batch_size` is of each device: `--devices all` shows weak scaling, on
+1, 2, 4 and so on of them. `--batch_size max` is the largest that fits by XLA's plan.
 
 Memory is what the device's allocator says was its peak, on a CPU that of the whole process. Compile
 time is tracing and compiling, which no other time contains.
@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import largest_batch
+from benchmarks.machine import cpu_name
 from benchmarks.paired import Contestant, Timing, time_in_turns
-from benchmarks.versus_torchvision import cpu_name
 
 WORKLOADS = "benchmarks.workloads"
 MODES = {"train": "training", "predict": "prediction"}
@@ -139,7 +139,11 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         image_size = options.image_size or flaxcnn.create_model(arch).default_image_size
         if batch_size == "max":
             batch_size = largest_batch.find(
-                MODES[mode], arch, image_size, options.num_classes, precision
+                workload=MODES[mode],
+                arch=arch,
+                image_size=image_size,
+                num_classes=options.num_classes,
+                precision=precision,
             )
         yield Case(arch, mode, image_size, int(batch_size), precision, devices)
 

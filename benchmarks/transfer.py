@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.kept_rows import KeptRows, parse_arguments
-from benchmarks.versus_torchvision import cpu_name
+from benchmarks.machine import cpu_name
 
 FIELDS = ("method", "images_per_class", "seed", "top1", "seconds", "jax", "cpu")
 COMMON = ("--arch=efficientnet_lite0", "--dataset=fashion_mnist", "--image_size=96")

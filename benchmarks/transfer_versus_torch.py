@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.kept_rows import KeptRows, parse_arguments
+from benchmarks.machine import cpu_name
 from benchmarks.transfer import flags_of
-from benchmarks.versus_torchvision import cpu_name
 from flaxcnn.pretrained import weights_file
 from flaxcnn.weights import get_weight
 from train import data, transfer

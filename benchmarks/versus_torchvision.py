@@ -1,175 +1,127 @@
-"""One training step of the same network in flaxcnn, in plain linen and in PyTorch, on the CPU.
+"""The same network with the same weights in flaxcnn, in plain linen and in PyTorch, in turns.
 
     python -m benchmarks.versus_torchvision --arch=resnet18 --image_size=32 --batch_size=128
+    python -m benchmarks.versus_torchvision --arch=resnet50 --mode=predict --batch_size=8 --compile
 
 Contestants: flaxcnn as it comes; flaxcnn with `FLAXCNN_PLAIN_CONVOLUTION=1`, which is linen as
-everybody writes it; torchvision's network in eager mode, in NCHW and in channels_last. The step is
-forward, cross entropy, backward and SGD with momentum 0.9 on one fixed float32 batch, dropout and
-batch statistics included. They take turns (see `paired`), and the ratios are to the faster torch.
+everybody writes it; torchvision's network in eager mode in NCHW and in channels_last, and with
+`--compile` by `torch.compile` in channels_last. A training step is forward, loss (GoogLeNet's
+auxiliary ones included), backward and SGD with Nesterov's momentum and weight decay on one fixed
+batch; flaxcnn's is that of `train.main`. To predict, flaxcnn folds batch norm. bfloat16 is compute
+in it, with parameters in float32: torch's autocast.
+
+They take turns (see `paired`), and the ratios are to the fastest torch. All keep freed memory
+(`train.allocator`), and all begin with the same weights: how far the logits of these very networks
+are apart in evaluation is printed too.
 """
 
 import argparse
 import csv
-import importlib
-import importlib.util
+import json
 import os
-import platform
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from benchmarks.machine import cpu_name
 from benchmarks.paired import Contestant, Timing, time_in_turns
 
-Setup = tuple[Callable[[], object], dict[str, str]]
-
-LEARNING_RATE = 1e-3  # small: the same batch again and again must not overflow
-TORCH_LAYOUTS = ("NCHW", "channels_last")
-
-
-def flax_train_step(arch: str, image_size: int, batch_size: int, num_classes: int) -> Setup:
-    """A jitted, donating train step of `flaxcnn.create_model(arch)`."""
-    import jax
-    import jax.numpy as jnp
-    import jaxlib
-    import optax
-
-    import flaxcnn
-
-    model = flaxcnn.create_model(arch, num_classes=num_classes)
-    images = jax.random.normal(jax.random.key(0), (batch_size, image_size, image_size, 3))
-    labels = jnp.arange(batch_size) % num_classes
-    optimizer = optax.sgd(LEARNING_RATE, momentum=0.9)
-    variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(1))
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
-
-    def train_step(state, step_number):  # type: ignore[no-untyped-def]
-        params, batch_stats, momentum = state
-        key = jax.random.fold_in(jax.random.key(2), step_number)
-
-        def loss_function(params):  # type: ignore[no-untyped-def]
-            output, updated = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-            )
-            logits = getattr(output, "logits", output)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), updated.get("batch_stats", {})
-
-        (loss, batch_stats), gradients = jax.value_and_grad(loss_function, has_aux=True)(params)
-        updates, momentum = optimizer.update(gradients, momentum, params)
-        return (optax.apply_updates(params, updates), batch_stats, momentum), loss
-
-    compiled = jax.jit(train_step, donate_argnums=0)
-    state = (params, batch_stats, optimizer.init(params))
-    count = 0
-
-    def step() -> None:
-        nonlocal state, count
-        state, loss = compiled(state, count)
-        jax.block_until_ready((state, loss))
-        count += 1
-
-    device = jax.devices()[0].device_kind
-    return step, {"versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, {device}"}
+OURS, THEIRS = "benchmarks.workloads", "benchmarks.torch_workloads"
+MODES = {"train": "training", "predict": "prediction"}
+SETTINGS = ("arch", "mode", "image_size", "batch_size", "precision", "num_classes", "threads")
 
 
-def torch_train_step(
-    arch: str, image_size: int, batch_size: int, num_classes: int, layout: str, threads: int
-) -> Setup:
-    """An eager train step of `torchvision.models.<arch>`."""
-    import torch
-
-    if importlib.util.find_spec("torchvision_cpu"):
-        importlib.import_module("torchvision_cpu")  # lets torchvision load without its operators
-    import torchvision
-
-    torch.set_num_threads(threads)
-    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    settings = {"init_weights": True} if arch == "googlenet" else {}
-    model = torchvision.models.get_model(arch, num_classes=num_classes, **settings)
-    model = model.to(memory_format=memory_format).train()
-    images = torch.randn(batch_size, 3, image_size, image_size).to(memory_format=memory_format)
-    labels = torch.arange(batch_size) % num_classes
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        output = model(images)
-        logits = getattr(output, "logits", output)
-        torch.nn.functional.cross_entropy(logits, labels).backward()
-        optimizer.step()
-
-    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-    return step, {"versions": versions}
-
-
-def contestants(options: argparse.Namespace) -> list[Contestant]:
-    """Who takes part: further modes, types and compilers are further entries here."""
-    work = {
-        name: getattr(options, name) for name in ("arch", "image_size", "batch_size", "num_classes")
-    }
+def contestants(options: argparse.Namespace, folder: str) -> list[Contestant]:
+    """Who takes part; `folder` holds the weights."""
+    names = ("arch", "image_size", "batch_size", "num_classes", "precision")
+    work = {name: getattr(options, name) for name in names} | {"folder": folder}
     threads = str(options.threads)
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu"}
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes on one accelerator
+    }
     plain = environment | {"FLAXCNN_PLAIN_CONVOLUTION": "1"}
-    module = "benchmarks.versus_torchvision"
+    mode = MODES[options.mode]
     entries = [
-        Contestant("flaxcnn", module, "flax_train_step", work, environment),
-        Contestant("flaxcnn, plain", module, "flax_train_step", work, plain),
+        Contestant("flaxcnn", OURS, mode, work, environment),
+        Contestant("flaxcnn, plain", OURS, mode, work, plain),
     ]
-    for layout in TORCH_LAYOUTS:
-        arguments = work | {"layout": layout, "threads": options.threads}
-        entries.append(
-            Contestant(f"torch, {layout}", module, "torch_train_step", arguments, environment)
-        )
+    ways = [("NCHW", False), ("channels_last", False)]
+    if options.compile:
+        ways.append(("channels_last", True))
+    for layout, compiled in ways:
+        name = f"torch, {layout}{', compiled' if compiled else ''}"
+        how = {"layout": layout, "compiled": compiled, "threads": options.threads}
+        entries.append(Contestant(name, THEIRS, mode, work | how, environment))
     return entries
 
 
+def compare(options: argparse.Namespace) -> list[Timing]:
+    """All contestants, in turns, from weights that torch draws."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("arch", "image_size", "num_classes")
+        arguments = {name: getattr(options, name) for name in names} | {"folder": folder}
+        time_in_turns([Contestant("weights", THEIRS, "write_weights", arguments)], rounds=1)
+        return time_in_turns(
+            contestants(options, folder),
+            rounds=options.rounds,
+            round_seconds=options.round_seconds,
+        )
+
+
 def fastest_torch(timings: Sequence[Timing]) -> Timing:
-    """The layout to compare with."""
+    """The way to compare with."""
     return min(
         (t for t in timings if t.name.startswith("torch")), key=lambda timing: timing.median_ms
     )
 
 
+def logits_apart(ours: Timing, theirs: Timing) -> float:
+    """The largest difference of their logits, relative to the largest of torch's."""
+    a, b = (np.array(t.facts["logits"].split(), np.float64) for t in (ours, theirs))
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
 def table(timings: Sequence[Timing]) -> str:
-    """Milliseconds per step, median and range over the rounds, and ratios to the faster torch."""
+    """Milliseconds per step, median and range over the rounds, and ratios to the fastest torch."""
     base = fastest_torch(timings)
-    lines = [f"{'':22}{'median ms':>11}{'range ms':>19}{'  ratio to ' + base.name}"]
+    lines = [f"{'':32}{'median ms':>11}{'range ms':>19}{'  ratio to ' + base.name}"]
     for timing in timings:
         low, high = timing.range_ms
         ratio, least, greatest = timing.ratio_to(base)
         lines.append(
-            f"{timing.name:22}{timing.median_ms:11.1f}{f'{low:.1f} .. {high:.1f}':>19}"
+            f"{timing.name:32}{timing.median_ms:11.1f}{f'{low:.1f} .. {high:.1f}':>19}"
             f"  {ratio:.2f} ({least:.2f} .. {greatest:.2f})"
+            f"  first step {float(timing.facts['compile_seconds']):.1f} s"
         )
+    apart = logits_apart(timings[0], base)
+    lines.append(f"logits of flaxcnn and {base.name}: at most {apart:.1e} of the largest apart")
     return "\n".join(lines)
 
 
-def write_csv(path: Path, options: argparse.Namespace, timings: Sequence[Timing]) -> None:
+def rows_of(options: argparse.Namespace, timings: Sequence[Timing]) -> list[dict[str, Any]]:
     """One row for each contestant and round."""
-    settings = ("arch", "mode", "image_size", "batch_size", "num_classes", "threads")
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*settings, "contestant", "versions", "cpu", "round", "step_ms"])
-        for timing in timings:
-            for number, seconds in enumerate(timing.seconds):
-                row = [getattr(options, name) for name in settings]
-                facts = [timing.name, timing.facts["versions"], cpu_name()]
-                writer.writerow([*row, *facts, number, f"{1e3 * seconds:.4f}"])
-
-
-def cpu_name() -> str:
-    """As the system names it, with the number of cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        pairs = [line.split(":", 1) for line in information.read_text().splitlines() if ":" in line]
-        fields = {key.strip(): value.strip() for key, value in pairs}  # the last core's will do
-        name = f"{fields.get('model name', name)} model {fields.get('model', '?')}"
-    return f"{name}, {cores} cores"
+    base = fastest_torch(timings)
+    shared = {name: getattr(options, name) for name in SETTINGS}
+    return [
+        {
+            **shared,
+            "contestant": timing.name,
+            "versions": timing.facts["versions"],
+            "device": timing.facts["device"],
+            "cpu": cpu_name(),
+            "first_step_seconds": timing.facts["compile_seconds"],
+            "logits_apart": f"{logits_apart(timing, base):.2e}",
+            "round": number,
+            "step_ms": f"{1e3 * seconds:.4f}",
+        }
+        for timing in timings
+        for number, seconds in enumerate(timing.seconds)
+    ]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -177,38 +129,50 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", default="resnet18", help="a name both libraries know")
-    parser.add_argument("--mode", choices=["train"], default="train")
-    parser.add_argument("--image_size", type=int, default=32, help="pixels")
-    parser.add_argument("--batch_size", type=int, default=128, help="images per step")
-    parser.add_argument("--num_classes", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=9, help="at least 7 for a fair median")
-    parser.add_argument("--round_seconds", type=float, default=1.0, help="per contestant and round")
-    parser.add_argument("--threads", type=int, default=2, help="of torch; JAX takes all cores")
-    parser.add_argument("--out", type=Path, help="write every round to this CSV file")
+    parser.add_argument("--arch", default="resnet18", help="a name both libraries know (resnet18)")
+    parser.add_argument("--mode", choices=list(MODES), default="train", help="(train)")
+    parser.add_argument("--image_size", type=int, default=32, help="pixels (32)")
+    parser.add_argument("--batch_size", type=int, default=128, help="images per step (128)")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="(float32)"
+    )
+    parser.add_argument("--num_classes", type=int, default=10, help="(10)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile takes part")
+    parser.add_argument("--rounds", type=int, default=9, help="7 at least for a median (9)")
+    parser.add_argument(
+        "--round_seconds", type=float, default=1.0, help="of each in a round, about (1)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of torch; JAX takes all cores (2)")
+    parser.add_argument("--csv", type=Path, help="file to write every round to")
+    parser.add_argument("--json", type=Path, help="the same as JSON")
     return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Times, prints, writes."""
-    options = parse_arguments()
-    if options.out:  # before the minutes that it is to hold
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+    options = parse_arguments(arguments)
+    for path in (options.csv, options.json):  # before the minutes that they are to hold
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()[0]
-    timings = time_in_turns(
-        contestants(options), rounds=options.rounds, round_seconds=options.round_seconds
-    )
+    timings = compare(options)
     print(
         f"{options.arch} {options.mode}, {options.image_size} px, batch {options.batch_size}, "
-        f"float32, {options.rounds} rounds"
+        f"{options.precision}, {options.rounds} rounds"
     )
     # Torch's threads wait for each other in busy loops: on a machine at work it loses far more.
-    print(f"{cpu_name()}, load average before {load:.1f}")
+    print(f"{timings[0].facts['device']}, {cpu_name()}, load average before {load:.1f}")
     for versions in dict.fromkeys(timing.facts["versions"] for timing in timings):
         print(versions)
     print(table(timings))
-    if options.out:
-        write_csv(options.out, options, timings)
+    rows = rows_of(options, timings)
+    if options.csv:
+        with options.csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

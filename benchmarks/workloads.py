@@ -1,29 +1,34 @@
 """What is timed: a training step as `train.main` takes it, prediction, and a matrix product.
 
-Each function is the `setup` of a `paired.Contestant`: it compiles, and returns (step, facts). A step
-waits for its result. Nothing here needs the trainer's data or command line.
+`training`, `prediction` and `matrix_product` are `setup` of a `paired.Contestant`: they compile,
+and return (step, facts). A step waits for its result. Nothing here needs the trainer's data or
+command line.
 """
 
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import flaxcnn
-from train import optim, state, steps
+from flaxcnn import pretrained
+from train import allocator, optim, state, steps
 from train.plan import Plan
 
-Setup = tuple[Callable[[], object], Mapping[str, str]]
+Setup = tuple[Callable[[], object], dict[str, str]]
 
 CHANNELS = 3
 MEAN_AND_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PRODUCT_SIZE = 4096  # rows and columns of the matrices whose product gives a device's peak
+# Rows and columns of the matrices whose product gives a device's peak, and how many of them.
+PRODUCT_ON_CPU, PRODUCT = (2048, 1), (8192, 8)
 # Multiply-adds of a training step by those of its forward pass: with both gradients of each layer.
 TRAINING_FACTOR = 3
 
@@ -63,35 +68,39 @@ def plan_for(arch: str, image_size: int, batch_size: int, num_classes: int, prec
 
 
 def training(
-    arch: str, image_size: int, batch_size: int, num_classes: int, precision: str, devices: int = 1
+    arch: str,
+    image_size: int,
+    batch_size: int,
+    num_classes: int,
+    precision: str,
+    devices: int = 1,
+    folder: str | None = None,
 ) -> Setup:
-    """`train.main`'s step, over so many devices, on one random batch; `batch_size` is over all."""
+    """`train.main`'s step, over so many devices, on one random batch; `batch_size` is over all.
+
+    From the weights of `torch_workloads.write_weights` in `folder`, if one is given.
+    """
+    allocator.keep_freed_memory()
     plan = plan_for(arch, image_size, batch_size, num_classes, precision)
     model = state.create_model(plan, devices)
     optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
-    mesh = Mesh(np.array(jax.devices()[:devices]), (state.AXIS,))
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((state.AXIS,), ()))
-    variables = random_variables(model, image_size)
-    current = jax.device_put(
-        state.state_of(variables, plan, optimiser, steps.EVERYTHING), whole
-    )  # fmt: skip
-    shape = (devices, batch_size // devices)
+    whole, split = _shardings(devices)
+    variables = _variables(model, arch, image_size, folder)
+    shown = _logits(model, variables, folder)
+    started = state.state_of(variables, plan, optimiser, steps.EVERYTHING)
+    current = jax.device_put(started, whole)
     rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (*shape, image_size, image_size, CHANNELS), np.uint8),
-        "label": rng.integers(0, num_classes, shape, np.int32),
-        "stop": np.zeros(devices, bool),
-    }
-    batch = jax.device_put(batch, split)
-    step = jax.pmap(
-        steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, 100),
-        state.AXIS,
-        in_axes=(None, 0),
-        out_axes=(None, None),
-        donate_argnums=0,
-        devices=jax.devices()[:devices],
+    shape = (devices, batch_size // devices)
+    images = rng.integers(0, 256, (*shape, image_size, image_size, CHANNELS), np.uint8)
+    batch = jax.device_put(
+        {
+            "image": images,
+            "label": rng.integers(0, num_classes, shape, np.int32),
+            "stop": np.zeros(devices, bool),
+        },
+        split,
     )
-    program, seconds = compiled(jax.jit(step, donate_argnums=0), current, batch)
+    program, seconds = _compiled(_train_step(model, optimiser, plan, devices), current, batch)
 
     def one_step() -> None:
         nonlocal current
@@ -99,7 +108,24 @@ def training(
         jax.block_until_ready((current, metrics))
 
     one_step()
-    return one_step, facts(program, seconds)
+    return one_step, _facts(program, seconds) | shown
+
+
+def training_program(
+    arch: str, image_size: int, batch_size: int, num_classes: int, precision: str
+) -> Any:
+    """The compiled step of `training` on one device, from shapes alone."""
+    plan = plan_for(arch, image_size, batch_size, num_classes, precision)
+    model = state.create_model(plan, 1)
+    optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
+    current = jax.eval_shape(lambda: state.create_state(model, plan, optimiser))
+    shape = (1, batch_size)
+    batch = {
+        "image": jax.ShapeDtypeStruct((*shape, image_size, image_size, CHANNELS), jnp.uint8),
+        "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+        "stop": jax.ShapeDtypeStruct((1,), jnp.bool_),
+    }
+    return _compiled(_train_step(model, optimiser, plan, 1), current, batch)[0]
 
 
 def prediction(
@@ -109,45 +135,76 @@ def prediction(
     num_classes: int,
     precision: str,
     devices: int = 1,
-    fold: bool = True,
+    folder: str | None = None,
 ) -> Setup:
-    """Logits of one batch of random images, batch norm folded, over so many devices."""
+    """Logits of one batch of random images, over so many devices, with batch norm folded.
+
+    With the weights of `torch_workloads.write_weights` in `folder`, if one is given.
+    """
+    allocator.keep_freed_memory()
     model = flaxcnn.create_model(arch, num_classes=num_classes, dtype=jnp.dtype(precision))
-    variables = random_variables(model, image_size)
-    if fold:
-        model, variables = flaxcnn.fold_batchnorm(model, variables)
-    mesh = Mesh(np.array(jax.devices()[:devices]), (state.AXIS,))
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((state.AXIS,), ()))
+    loaded = _variables(model, arch, image_size, folder)
+    folded, variables = flaxcnn.fold_batchnorm(model, loaded)
+    shown = _logits(folded, variables, folder)
+    whole, split = _shardings(devices)
     rng = np.random.default_rng(0)
     shape = (batch_size, image_size, image_size, CHANNELS)
     images = jax.device_put(rng.normal(size=shape).astype(np.float32), split)
     variables = jax.device_put(variables, whole)
-    apply = jax.jit(lambda v, x: model.apply(v, x, train=False), out_shardings=split)
-    program, seconds = compiled(apply, variables, images)
+    program, seconds = _compiled(_predict(folded), variables, images)
 
     def one_step() -> None:
         jax.block_until_ready(program(variables, images))
 
     one_step()
-    return one_step, facts(program, seconds)
+    return one_step, _facts(program, seconds) | shown
 
 
-def matrix_product(precision: str, repeats: int = 4) -> Setup:
+def prediction_program(
+    arch: str, image_size: int, batch_size: int, num_classes: int, precision: str
+) -> Any:
+    """The compiled program of `prediction` on one device."""
+    model = flaxcnn.create_model(arch, num_classes=num_classes, dtype=jnp.dtype(precision))
+    folded, variables = flaxcnn.fold_batchnorm(model, _random_variables(model, image_size))
+    images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, CHANNELS), jnp.float32)
+    return _compiled(_predict(folded), variables, images)[0]
+
+
+def matrix_product(precision: str) -> Setup:
     """Products of square matrices, summed in float32: what a device can do at best."""
-    size, dtype = PRODUCT_SIZE, jnp.dtype(precision)
+    allocator.keep_freed_memory()
+    size, repeats = PRODUCT_ON_CPU if jax.default_backend() == "cpu" else PRODUCT
+    dtype = jnp.dtype(precision)
     keys = jax.random.split(jax.random.key(0))
     a, b = (jax.random.normal(key, (size, size), dtype) for key in keys)
     product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32).astype(dtype))
-    program, seconds = compiled(product, a, b)
+    program, seconds = _compiled(product, a, b)
 
     def one_step() -> None:
         jax.block_until_ready([program(a, b) for _ in range(repeats)])
 
-    return one_step, {**facts(program, seconds), "flops": str(repeats * 2 * size**3)}
+    return one_step, {**_facts(program, seconds), "flops": str(repeats * 2 * size**3)}
 
 
-# ------------------------------------------------------------------------------------ what they share
-def random_variables(model: flaxcnn.network.Network, image_size: int) -> Any:
+# ------------------------------------------------------------------------------- what they share
+def _variables(
+    model: flaxcnn.network.Network, arch: str, image_size: int, folder: str | None
+) -> Any:
+    if folder is None:
+        return _random_variables(model, image_size)
+    return pretrained.read_variables(arch, Path(folder, "weights.pth"))
+
+
+def _logits(model: flaxcnn.network.Network, variables: Any, folder: str | None) -> dict[str, str]:
+    """Of the images in `folder`, in evaluation, as text."""
+    if folder is None:
+        return {}
+    images = np.load(Path(folder, "images.npy"))
+    logits = _predict(model)(variables, images)
+    return {"logits": " ".join(f"{value:.9g}" for value in np.ravel(logits))}
+
+
+def _random_variables(model: flaxcnn.network.Network, image_size: int) -> Any:
     """Seeded numbers, drawn on the host: to compile their making takes longer than a step's."""
     rng = np.random.default_rng(0)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, CHANNELS), jnp.float32)
@@ -165,7 +222,35 @@ def random_variables(model: flaxcnn.network.Network, image_size: int) -> Any:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def compiled(function: Any, *arguments: Any) -> tuple[Any, float]:
+def _train_step(
+    model: flaxcnn.network.Network,
+    optimiser: optax.GradientTransformation,
+    plan: Plan,
+    devices: int,
+) -> Any:
+    step = jax.pmap(
+        steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, 100),
+        state.AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        donate_argnums=0,
+        devices=jax.devices()[:devices],
+    )
+    return jax.jit(step, donate_argnums=0)
+
+
+def _predict(model: flaxcnn.network.Network) -> Any:
+    return jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+
+
+def _shardings(devices: int) -> tuple[NamedSharding, NamedSharding]:
+    """Whole on each device, and the leading axis spread over them."""
+    mesh = Mesh(np.array(jax.devices()[:devices]), (state.AXIS,))
+    whole, split = PartitionSpec(), PartitionSpec(state.AXIS)
+    return NamedSharding(mesh, whole), NamedSharding(mesh, split)
+
+
+def _compiled(function: Any, *arguments: Any) -> tuple[Any, float]:
     """The program for these arguments, and the seconds that tracing and compiling took."""
     started = time.perf_counter()
     program = function.lower(*arguments).compile()
@@ -183,7 +268,7 @@ def planned_bytes(program: Any) -> int:
     )
 
 
-def facts(program: Any, compile_seconds: float) -> dict[str, str]:
+def _facts(program: Any, compile_seconds: float) -> dict[str, str]:
     """What ran and where; the peak is the device's own count, on a CPU what the process took."""
     device = jax.devices()[0]
     of_device = (device.memory_stats() or {}).get("peak_bytes_in_use")
