@@ -47,23 +47,30 @@ def _parameters(name: str) -> int:
 
 # ------------------------------------------------------------------------------ beside torchvision
 def versus_torchvision() -> str:
-    """One row per result file: medians of the step, and their ratio in pairs to the best torch."""
+    """One row per case: medians of the step, and their ratio in pairs to the fastest torch."""
     rows = [
-        "| float32 training step | flaxcnn, ms | plain linen, ms | torch, ms | ratio | rounds |",
-        "|---|---|---|---|---|---|",
+        "| on a CPU | flaxcnn, ms | plain linen, ms | fastest torch, ms | ratio | rounds |",
+        "|---|---:|---:|---|---:|---:|",
     ]
-    for path in sorted(RESULTS.glob("versus_torchvision_*.csv")):
-        times: dict[str, list[float]] = collections.defaultdict(list)
+    cases: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for path in sorted(RESULTS.glob("versus_torchvision_cpu_*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                times[row["contestant"]].append(float(row["step_ms"]))
-        what = f"{row['arch']}, {row['image_size']} px, batch {row['batch_size']}"
+                keys = ("arch", "mode", "image_size", "batch_size", "precision")
+                times = cases.setdefault(tuple(row[key] for key in keys), {})
+                times.setdefault(row["contestant"], []).append(float(row["step_ms"]))
+    for (arch, mode, size, batch, precision), times in cases.items():
         torch = min(
             (name for name in times if name.startswith("torch")), key=lambda n: _median(times[n])
         )
         ratio = _median([a / b for a, b in zip(times["flaxcnn"], times[torch], strict=True)])
-        cells = [f"{_median(times[name]):.0f}" for name in ("flaxcnn", "flaxcnn, plain", torch)]
-        rows.append(f"| {what} | {' | '.join(cells)} | {ratio:.2f} | {len(times[torch])} |")
+        ours, plain, theirs = (
+            f"{_median(times[name]):.0f}" for name in ("flaxcnn", "flaxcnn, plain", torch)
+        )
+        rows.append(
+            f"| {arch}, {mode}, {size} px, batch {batch}, {precision} | {ours} | {plain} "
+            f"| {theirs} ({torch.removeprefix('torch, ')}) | {ratio:.2f} | {len(times[torch])} |"
+        )
     return "\n".join(rows)
 
 

@@ -1,7 +1,7 @@
 """The same network with the same weights in flaxcnn, in plain linen and in PyTorch, in turns.
 
-    python -m benchmarks.versus_torchvision --arch=resnet18 --image_size=32 --batch_size=128
-    python -m benchmarks.versus_torchvision --arch=resnet50 --mode=predict --batch_size=8 --compile
+    python -m benchmarks.versus_torchvision --arch resnet18 --image_size 32 --batch_size 128
+    python -m benchmarks.versus_torchvision --arch resnet50 vgg16 --mode predict --batch_size 1 8
 
 Contestants: flaxcnn as it comes; flaxcnn with `FLAXCNN_PLAIN_CONVOLUTION=1`, which is linen as
 everybody writes it; torchvision's network in eager mode in NCHW and in channels_last, and with
@@ -17,12 +17,13 @@ are apart in evaluation is printed too.
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,13 +32,22 @@ from benchmarks.paired import Contestant, Timing, time_in_turns
 
 OURS, THEIRS = "benchmarks.workloads", "benchmarks.torch_workloads"
 MODES = {"train": "training", "predict": "prediction"}
-SETTINGS = ("arch", "mode", "image_size", "batch_size", "precision", "num_classes", "threads")
 
 
-def contestants(options: argparse.Namespace, folder: str) -> list[Contestant]:
+class Case(NamedTuple):
+    """What is compared in one table."""
+
+    arch: str
+    mode: str
+    image_size: int  # pixels
+    batch_size: int  # images
+    precision: str
+
+
+def contestants(case: Case, options: argparse.Namespace, folder: str) -> list[Contestant]:
     """Who takes part; `folder` holds the weights."""
-    names = ("arch", "image_size", "batch_size", "num_classes", "precision")
-    work = {name: getattr(options, name) for name in names} | {"folder": folder}
+    work = case._asdict() | {"num_classes": options.num_classes, "folder": folder}
+    mode = MODES[work.pop("mode")]
     threads = str(options.threads)
     environment = {
         "OMP_NUM_THREADS": threads,
@@ -45,7 +55,6 @@ def contestants(options: argparse.Namespace, folder: str) -> list[Contestant]:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes on one accelerator
     }
     plain = environment | {"FLAXCNN_PLAIN_CONVOLUTION": "1"}
-    mode = MODES[options.mode]
     entries = [
         Contestant("flaxcnn", OURS, mode, work, environment),
         Contestant("flaxcnn, plain", OURS, mode, work, plain),
@@ -60,14 +69,18 @@ def contestants(options: argparse.Namespace, folder: str) -> list[Contestant]:
     return entries
 
 
-def compare(options: argparse.Namespace) -> list[Timing]:
+def compare(case: Case, options: argparse.Namespace) -> list[Timing]:
     """All contestants, in turns, from weights that torch draws."""
     with tempfile.TemporaryDirectory() as folder:
-        names = ("arch", "image_size", "num_classes")
-        arguments = {name: getattr(options, name) for name in names} | {"folder": folder}
-        time_in_turns([Contestant("weights", THEIRS, "write_weights", arguments)], rounds=1)
+        drawn = {
+            "arch": case.arch,
+            "image_size": case.image_size,
+            "num_classes": options.num_classes,
+            "folder": folder,
+        }
+        time_in_turns([Contestant("weights", THEIRS, "write_weights", drawn)], rounds=1)
         return time_in_turns(
-            contestants(options, folder),
+            contestants(case, options, folder),
             rounds=options.rounds,
             round_seconds=options.round_seconds,
         )
@@ -103,13 +116,12 @@ def table(timings: Sequence[Timing]) -> str:
     return "\n".join(lines)
 
 
-def rows_of(options: argparse.Namespace, timings: Sequence[Timing]) -> list[dict[str, Any]]:
+def rows_of(case: Case, timings: Sequence[Timing]) -> list[dict[str, Any]]:
     """One row for each contestant and round."""
     base = fastest_torch(timings)
-    shared = {name: getattr(options, name) for name in SETTINGS}
     return [
         {
-            **shared,
+            **case._asdict(),
             "contestant": timing.name,
             "versions": timing.facts["versions"],
             "device": timing.facts["device"],
@@ -129,12 +141,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", default="resnet18", help="a name both libraries know (resnet18)")
-    parser.add_argument("--mode", choices=list(MODES), default="train", help="(train)")
-    parser.add_argument("--image_size", type=int, default=32, help="pixels (32)")
-    parser.add_argument("--batch_size", type=int, default=128, help="images per step (128)")
     parser.add_argument(
-        "--precision", choices=["float32", "bfloat16"], default="float32", help="(float32)"
+        "--arch", nargs="+", default=["resnet18"], help="names both libraries know (resnet18)"
+    )
+    parser.add_argument("--mode", nargs="+", choices=list(MODES), default=["train"])
+    parser.add_argument("--image_size", type=int, default=32, help="pixels (32)")
+    parser.add_argument(
+        "--batch_size", nargs="+", type=int, default=[128], help="images per step (128)"
+    )
+    parser.add_argument(
+        "--precision", nargs="+", choices=["float32", "bfloat16"], default=["float32"]
     )
     parser.add_argument("--num_classes", type=int, default=10, help="(10)")
     parser.add_argument("--compile", action="store_true", help="torch.compile takes part")
@@ -149,30 +165,35 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Times, prints, writes."""
+    """Times, prints, writes; the files hold all that there are so far."""
     options = parse_arguments(arguments)
     for path in (options.csv, options.json):  # before the minutes that they are to hold
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-    load = os.getloadavg()[0]
-    timings = compare(options)
-    print(
-        f"{options.arch} {options.mode}, {options.image_size} px, batch {options.batch_size}, "
-        f"{options.precision}, {options.rounds} rounds"
-    )
-    # Torch's threads wait for each other in busy loops: on a machine at work it loses far more.
-    print(f"{timings[0].facts['device']}, {cpu_name()}, load average before {load:.1f}")
-    for versions in dict.fromkeys(timing.facts["versions"] for timing in timings):
-        print(versions)
-    print(table(timings))
-    rows = rows_of(options, timings)
-    if options.csv:
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    rows: list[dict[str, Any]] = []
+    for arch, mode, batch_size, precision in itertools.product(
+        options.arch, options.mode, options.batch_size, options.precision
+    ):
+        case = Case(arch, mode, options.image_size, batch_size, precision)
+        load = os.getloadavg()[0]
+        timings = compare(case, options)
+        print(
+            f"{arch} {mode}, {options.image_size} px, batch {batch_size}, {precision}, "
+            f"{options.rounds} rounds"
+        )
+        # Torch's threads wait for each other in busy loops: on a machine at work it loses far more.
+        print(f"{timings[0].facts['device']}, {cpu_name()}, load average before {load:.1f}")
+        for versions in dict.fromkeys(timing.facts["versions"] for timing in timings):
+            print(versions)
+        print(table(timings), flush=True)
+        rows += rows_of(case, timings)
+        if options.csv:
+            with options.csv.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -153,9 +153,15 @@ def to_torchvision(
 
 
 # ------------------------------------------------------------------------------ what is expected
-@functools.lru_cache(maxsize=8)  # to load weights takes several looks; tracing takes a second
 def variable_shapes(model: Network, in_channels: int = 3) -> dict[str, Any]:
     """The variables of `model` as shapes and types, for images of so many channels."""
+    return _traced(model, in_channels)
+
+
+# To load weights takes several looks, and tracing up to a second. Behind a function of its own, as
+# a default that is given and one that is left out would be kept apart.
+@functools.lru_cache(maxsize=8)
+def _traced(model: Network, in_channels: int) -> dict[str, Any]:
     side = max(32, model.min_size)
     images = jax.ShapeDtypeStruct((1, side, side, in_channels), jnp.float32)
     shapes: dict[str, Any] = jax.eval_shape(
@@ -259,8 +265,8 @@ def _cast(value: np.ndarray, target: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def is_finite(value: np.ndarray) -> bool:
-    """In parts, so that what numpy says of each number takes no room."""
-    parts = np.array_split(np.atleast_1d(value), value.nbytes // 2**24 + 1)
+    """In parts, so that what numpy says of each number takes no room and stays in the cache."""
+    parts = np.array_split(np.atleast_1d(value), value.nbytes // 2**20 + 1)
     return all(np.isfinite(part).all() for part in parts)
 
 

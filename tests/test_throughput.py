@@ -3,7 +3,6 @@
 import csv
 import json
 import pathlib
-from types import SimpleNamespace
 
 import pytest
 
@@ -109,7 +108,7 @@ def test_the_ratio_is_to_the_fastest_torch_round_by_round() -> None:
     shown = versus_torchvision.table(timings)
     assert "ratio to torch, channels_last" in shown
     assert "1.2e-01 of the largest apart" in shown
-    options = SimpleNamespace(**dict.fromkeys(versus_torchvision.SETTINGS, "x"))
-    rows = versus_torchvision.rows_of(options, timings)  # type: ignore[arg-type]
+    case = versus_torchvision.Case("resnet18", "train", 32, 128, "float32")
+    rows = versus_torchvision.rows_of(case, timings)
     assert len(rows) == 9
     assert rows[0]["logits_apart"] == "1.25e-01"
