@@ -17,7 +17,7 @@ if importlib.util.find_spec("torchvision_cpu"):  # makes torchvision import besi
     importlib.import_module("torchvision_cpu")
 import torchvision
 
-from train import allocator
+from train import cpu
 
 Setup = tuple[Callable[[], object], dict[str, str]]
 
@@ -105,9 +105,10 @@ def _prepared(
     arch: str, num_classes: int, precision: str, folder: str, layout: str, threads: int
 ) -> tuple[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor], dict[str, str]]:
     """The network with the comparison's weights, what its images go through, and its logits."""
-    allocator.keep_freed_memory()
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        cpu.keep_freed_memory()
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     net = _network(arch, num_classes)
     net.load_state_dict(torch.load(Path(folder, "weights.pth"), weights_only=True))

@@ -10,9 +10,9 @@ auxiliary ones included), backward and SGD with Nesterov's momentum and weight d
 batch; flaxcnn's is that of `train.main`. To predict, flaxcnn folds batch norm. bfloat16 is compute
 in it, with parameters in float32: torch's autocast.
 
-They take turns (see `paired`), and the ratios are to the fastest torch. All keep freed memory
-(`train.allocator`), and all begin with the same weights: how far the logits of these very networks
-are apart in evaluation is printed too.
+They take turns (see `paired`), and the ratios are to the fastest torch. flaxcnn and torch keep
+freed memory, in huge pages (`train.cpu`). All begin with the same weights: how far the logits of
+these very networks are apart in evaluation is printed too.
 """
 
 import argparse

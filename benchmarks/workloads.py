@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import flaxcnn
 from flaxcnn import pretrained
-from train import allocator, optim, state, steps
+from train import cpu, optim, state, steps
 from train.plan import Plan
 
 Setup = tuple[Callable[[], object], dict[str, str]]
@@ -80,7 +80,7 @@ def training(
 
     From the weights of `torch_workloads.write_weights` in `folder`, if one is given.
     """
-    allocator.keep_freed_memory()
+    cpu.prepare()
     plan = plan_for(arch, image_size, batch_size, num_classes, precision)
     model = state.create_model(plan, devices)
     optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
@@ -141,7 +141,7 @@ def prediction(
 
     With the weights of `torch_workloads.write_weights` in `folder`, if one is given.
     """
-    allocator.keep_freed_memory()
+    cpu.prepare()
     model = flaxcnn.create_model(arch, num_classes=num_classes, dtype=jnp.dtype(precision))
     loaded = _variables(model, arch, image_size, folder)
     folded, variables = flaxcnn.fold_batchnorm(model, loaded)
@@ -172,7 +172,7 @@ def prediction_program(
 
 def matrix_product(precision: str) -> Setup:
     """Products of square matrices, summed in float32: what a device can do at best."""
-    allocator.keep_freed_memory()
+    cpu.prepare()
     size, repeats = PRODUCT_ON_CPU if jax.default_backend() == "cpu" else PRODUCT
     dtype = jnp.dtype(precision)
     keys = jax.random.split(jax.random.key(0))

@@ -17,8 +17,8 @@ from flaxcnn.errors import InputError
 from flaxcnn.predict import Classifier
 from train import (
     advice,
-    allocator,
     comparison,
+    cpu,
     data,
     features,
     metrics,
@@ -221,5 +221,5 @@ def command(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    allocator.keep_freed_memory()
+    cpu.prepare()
     sys.exit(command())

@@ -1,0 +1,136 @@
+"""A process that trains on the CPU keeps freed memory, in huge pages, and sets XLA's flags."""
+
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from train import cpu
+
+# Prints what the call said, and the pages (of 4 kB) that stay when 200 MB are freed again.
+PROBE = """
+import sys
+from train.cpu import keep_freed_memory
+resident = lambda: int(open("/proc/self/statm").read().split()[1])
+said = keep_freed_memory() if sys.argv[1] == "keep" else None
+before = resident()
+block = bytearray(200_000_000)
+del block
+print(said, resident() - before)
+"""
+
+linux_with_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="the allocator of glibc"
+)
+
+
+def probe(argument: str) -> list[str]:
+    command = [sys.executable, "-c", PROBE, argument]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+@linux_with_glibc
+def test_freed_memory_stays() -> None:
+    said, pages = probe("keep")
+    assert said == "True"
+    assert int(pages) > 40_000
+    _, pages_otherwise = probe("leave")
+    assert int(pages_otherwise) < 1_000
+
+
+@linux_with_glibc
+def test_large_memory_is_in_huge_pages_where_the_kernel_has_them() -> None:
+    chosen = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not chosen.exists() or "[madvise]" not in chosen.read_text():
+        pytest.skip("huge pages are not for the asking here")
+    program = (
+        "from train import cpu; cpu.keep_freed_memory(); block = bytearray(200_000_000); "
+        "lines = open('/proc/self/smaps').read().splitlines(); "
+        "print(sum(int(l.split()[1]) for l in lines if l.startswith('AnonHugePages')))"
+    )
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(shown.stdout) > 150_000  # kB
+
+
+@pytest.fixture(name="touched")
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `prepare` did, instead of doing it."""
+    found: list[str] = []
+    for name in ("keep_freed_memory", "choose_flags"):
+        monkeypatch.setattr(cpu, name, lambda name=name: found.append(name))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("FLAXCNN_PLAIN_CONVOLUTION", raising=False)
+    return found
+
+
+def test_all_is_done_on_a_cpu(touched: list[str]) -> None:
+    cpu.prepare()
+    assert touched == ["keep_freed_memory", "choose_flags"]
+
+
+def test_nothing_is_done_where_an_accelerator_may_be(
+    touched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = metadata.EntryPoint("cuda", "jax_plugins.cuda", "jax_plugins")
+    monkeypatch.setattr(cpu.metadata, "entry_points", lambda group: [plugin])
+    monkeypatch.delenv("JAX_PLATFORMS")
+    cpu.prepare()
+    assert not touched
+
+
+def test_nothing_is_done_when_switched_off(
+    touched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAXCNN_PLAIN_CONVOLUTION", "1")
+    cpu.prepare()
+    assert not touched
+
+
+def test_flags_are_added_to_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu.metadata, "version", lambda name: "0.10.2")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    assert cpu.choose_flags()
+    both = os.environ["XLA_FLAGS"].split()
+    assert both == [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution",
+    ]
+    assert not cpu.choose_flags()  # as it is there already
+    assert os.environ["XLA_FLAGS"].split() == both
+
+
+def test_a_jaxlib_that_may_not_know_the_flag_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu.metadata, "version", lambda name: "0.99")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert not cpu.choose_flags()
+    assert os.environ["XLA_FLAGS"] == ""
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_the_flag_is_heeded(chosen: bool) -> None:
+    """Set after JAX was imported, before it starts."""
+    if metadata.version("jaxlib") not in cpu.KNOWN_TO:
+        pytest.skip("this jaxlib may not know the flag")
+    program = f"""
+import jax, jax.numpy as jnp
+from train import cpu
+if {chosen}:
+    assert cpu.choose_flags()
+layout = ("NHWC", "HWIO", "NHWC")
+def conv(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+x, kernel = jnp.ones((8, 56, 56, 64)), jnp.ones((3, 3, 64, 64))
+print("ynn" in jax.jit(conv).lower(x, kernel).compile().as_text())
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == str(not chosen)
