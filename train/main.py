@@ -18,6 +18,7 @@ from flaxcnn.predict import Classifier
 from train import (
     advice,
     comparison,
+    compiled,
     cpu,
     data,
     features,
@@ -39,6 +40,7 @@ def main(config: Config) -> Outcome:
     """Trains as `config` says."""
     # ----------------------------------------------------------------------------- devices, data
     join_cluster(config.coordinator_address, config.num_processes, config.process_id)
+    compiled.keep_programs()
     devices = jax.device_count()
     writes = jax.process_index() == 0
     say = print if writes else lambda line: None
@@ -150,7 +152,8 @@ def main(config: Config) -> Outcome:
             with clock.waiting_for_data():
                 batch = next(batches)
             batch["stop"] = steps.told_to_stop(interrupts.noted())
-            current, result = train_step(current, batch)
+            with jax.transfer_guard("disallow"):  # the host waits for nothing here, nor sends
+                current, result = train_step(current, batch)
             in_flight.append(result["stop"])
             if len(in_flight) > 2:  # more of them can hang in the all-reduce of host devices
                 stop = bool(jax.device_get(in_flight.popleft()))
