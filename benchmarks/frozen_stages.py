@@ -7,13 +7,13 @@ The memory is what XLA plans for the step besides the state and the batch.
 """
 
 import argparse
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from benchmarks.machine import cpu_name
 from benchmarks.paired import Contestant, time_in_turns
+from benchmarks.row_files import write_csv
 
 
 def transfer_step(
@@ -105,11 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "cpu": cpu_name(),
                 }
             )
-    if options.csv:
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

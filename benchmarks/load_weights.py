@@ -10,7 +10,6 @@ what resident memory grew by. The file is in the page cache for both.
 """
 
 import argparse
-import csv
 import importlib
 import importlib.util
 import json
@@ -24,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.machine import cpu_name
+from benchmarks.row_files import write_csv
 
 # Each is a program that gets the network and the file, and prints {"seconds", "peak_bytes"}.
 MEASURE = """
@@ -114,11 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     for key in ("seconds", "peak_mb")
                 )
                 print(f"{options.arch} {form}: {name} {seconds:.2f} s, peak {peak:.0f} MB")
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
     python -m benchmarks.loader --csv benchmarks/results/loader.csv
 
-Nothing is trained: each step is the next batch on the host, shuffled, cropped and flipped as the
-run would have it. `photos` are JPEG files of 500x375 pixels, written for the purpose from
+Nothing is trained: batches arrive on the host, shuffled, cropped and flipped as a run would have
+them. `photos` are JPEG files of 500x375 pixels, written for the purpose from
 scikit-learn's two, in the folders of `--dataset=folder`; `digits` need no decoding. Compare with
 the images a second of `benchmarks.throughput`: a network that is slower than this never waits.
 """
 
 import argparse
-import csv
+import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -18,8 +18,10 @@ from typing import Any
 
 from benchmarks.machine import cpu_name
 from benchmarks.paired import Contestant, Timing, time_in_turns
+from benchmarks.row_files import make_folders, write_csv
 
 PHOTOS_OF_A_CLASS = 128
+BATCHES = 64  # of each pipeline; beyond the last, it has read ahead two for each thread
 FLAGS: Mapping[str, Sequence[str]] = {
     "digits": ("--dataset=digits", "--image_size=32"),
     "photos": (
@@ -48,7 +50,7 @@ def write_photos(folder: Path) -> None:
 def batches(
     dataset: str, data_dir: str, batch_size: int, read_threads: int
 ) -> tuple[Any, Mapping[str, str]]:
-    """The next training batch, again and again."""
+    """A pipeline's first batches, as many as `BATCHES`."""
     from train import data
     from train.config import load_dataset, make_plan, parse
 
@@ -58,8 +60,14 @@ def batches(
     config = parse(flags)
     loaded = load_dataset(config)
     plan = make_plan(config, loaded, 1, False)
-    images = data.training_batches(loaded.train, plan, 0, read_threads)
-    return lambda: next(images), {"versions": f"grain {metadata.version('grain')}"}
+
+    def step() -> None:
+        # From a pipeline of its own: one that waits for its next turn reads ahead meanwhile.
+        batches = data.training_batches(loaded.train, plan, 0, read_threads)
+        for _ in itertools.islice(batches, BATCHES):
+            pass
+
+    return step, {"versions": f"grain {metadata.version('grain')}"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,13 +81,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--read_threads", nargs="+", type=int, default=[1, 2, 4, 8], help="(1 2 4 8)"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="images (64)")
+    parser.add_argument("--batch_size", type=int, default=16, help="images (16)")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each (9)")
     parser.add_argument("--csv", type=Path, help="file to write the rounds to")
     options = parser.parse_args(arguments)
-    rows: list[Sequence[Any]] = []
+    if min(options.rounds, options.batch_size, *options.read_threads) < 1:
+        parser.error("rounds, batch size and threads are at least 1")
+    make_folders(options.csv)
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        write_photos(Path(folder))
+        if "photos" in options.dataset:
+            write_photos(Path(folder))
         for dataset in options.dataset:
             timings = time_in_turns(
                 [
@@ -100,28 +112,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rounds=options.rounds,
             )
             for timing in timings:
-                print(line(dataset, options.batch_size, timing))
-                rows += [
-                    (
-                        *(dataset, timing.name, options.batch_size, number),
-                        round(options.batch_size / seconds, 1),
-                        timing.facts["versions"],
-                        cpu_name(),
-                    )
-                    for number, seconds in enumerate(timing.seconds)
-                ]
-    if options.csv:
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            titles = ("dataset", "read_threads", "batch_size", "round", "images_per_second")
-            writer.writerow((*titles, "versions", "cpu"))
-            writer.writerows(rows)
+                print(line(dataset, options.batch_size, timing), flush=True)
+                rows += rows_of(dataset, options.batch_size, timing)
+            write_csv(options.csv, rows)
+
+
+def rows_of(dataset: str, batch_size: int, timing: Timing) -> list[dict[str, Any]]:
+    """One row for each round."""
+    return [
+        {
+            "dataset": dataset,
+            "read_threads": timing.name,
+            "batch_size": batch_size,
+            "round": number,
+            "images_per_second": round(BATCHES * batch_size / seconds, 1),
+            "versions": timing.facts["versions"],
+            "cpu": cpu_name(),
+        }
+        for number, seconds in enumerate(timing.seconds)
+    ]
 
 
 def line(dataset: str, batch_size: int, timing: Timing) -> str:
     """Median images a second, and those of the slowest and the fastest round."""
-    fastest, slowest = (1e3 * batch_size / ms for ms in timing.range_ms)
-    median = 1e3 * batch_size / timing.median_ms
+    images = BATCHES * batch_size
+    fastest, slowest = (1e3 * images / ms for ms in timing.range_ms)
+    median = 1e3 * images / timing.median_ms
     return (
         f"{dataset}, {timing.name} threads: {median:.0f} images/s ({slowest:.0f} .. {fastest:.0f})"
     )

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 import flaxcnn
+from benchmarks.workloads import planned_bytes
 from flaxcnn import convolution, registry, tables
 from flaxcnn.accounting import costs
 from flaxcnn.weights import best_accuracy
@@ -94,9 +95,9 @@ def planned(name: str) -> dict[str, Any]:
         "image_size": IMAGE_SIZE,
         "plain_convolution": int(convolution.PLAIN),
         "forward_bytes": summary.forward_bytes,
-        "forward_planned_bytes": _bytes(forward.compile()),
+        "forward_planned_bytes": planned_bytes(forward.compile()),
         "training_bytes": summary.training_bytes,
-        "training_planned_bytes": _bytes(training.compile()),
+        "training_planned_bytes": planned_bytes(training.compile()),
         "jax": jax.__version__,
     }
     print(
@@ -104,17 +105,6 @@ def planned(name: str) -> dict[str, Any]:
         f"to predict, {row['training_planned_bytes'] / summary.training_bytes:.2f} to train"
     )
     return row
-
-
-def _bytes(compiled: Any) -> int:
-    """Arguments, results that do not take their place, and what is needed between."""
-    plan = compiled.memory_analysis()
-    return int(
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes
-        + plan.temp_size_in_bytes
-    )
 
 
 def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,6 @@ whole process, evaluation of 360 images included. Files are in the page cache fo
 """
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.machine import cpu_name
+from benchmarks.row_files import make_folders, write_csv
 
 IMPORTS = ("flaxcnn", "flax.linen")
 FLAGS = ("--dataset=digits", "--steps=1", "--batch_size=32")
@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=3, help="pairs of first steps of each (3)")
     parser.add_argument("--csv", type=Path, help="file to write the rows to")
     options = parser.parse_args(arguments)
+    if min(options.rounds, options.runs) < 1:
+        parser.error("--rounds and --runs must be at least 1")
+    make_folders(options.csv)
     times = import_times(options.rounds)
     ours, theirs = (times[f"import {name}"] for name in IMPORTS)
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
@@ -88,14 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"({min(seconds):.2f} .. {max(seconds):.2f}, {len(seconds)} processes)"
         )
     print(f"import {IMPORTS[0]} takes {ratio:.2f} times import {IMPORTS[1]}, median of the rounds")
-    if options.csv:
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("what", "round", "seconds", "jax", "cpu"))
-            for name, seconds in times.items():
-                for number, value in enumerate(seconds):
-                    row = (name, number, round(value, 3), metadata.version("jax"), cpu_name())
-                    writer.writerow(row)
+    facts = {"jax": metadata.version("jax"), "cpu": cpu_name()}
+    rows = [
+        {"what": name, "round": number, "seconds": round(value, 3), **facts}
+        for name, seconds in times.items()
+        for number, value in enumerate(seconds)
+    ]
+    write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ round. A training step is that of `train.main`, and counts three times its forwa
 has its batch norm folded. `--batch_size` is of each device: `--devices all` shows weak scaling, on
 1, 2, 4 and so on of them. `--batch_size max` is the largest that fits by XLA's plan.
 
-Memory is what the device's allocator says was its peak, on a CPU that of the whole process. Compile
-time is tracing and compiling, which no other time contains.
+Memory is what the device's allocator says was its peak after a first step, on a CPU that of the
+whole process. Compile time is tracing and compiling, which no other time contains, and is not saved
+by a cache. For a CPU or GPU: a TPU takes one process at a time.
 """
 
 import argparse
-import csv
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 from benchmarks import largest_batch
 from benchmarks.machine import cpu_name
 from benchmarks.paired import Contestant, Timing, time_in_turns
+from benchmarks.row_files import make_folders, write_csv, write_json
 
 WORKLOADS = "benchmarks.workloads"
 MODES = {"train": "training", "predict": "prediction"}
@@ -46,7 +46,7 @@ class Case(NamedTuple):
     devices: int
 
 
-def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+def row_of(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """The row of a case: what it is, what it took, and where."""
     environment = environment_for(case.devices)
     arguments = {"precision": case.precision}
@@ -71,20 +71,20 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         rounds=options.rounds,
         round_seconds=options.round_seconds,
     )
-    return {**case._asdict(), **measured(case, *timings)}
+    return {**case._asdict(), **numbers_of(case, options.num_classes, *timings)}
 
 
-def measured(case: Case, product: Timing, network: Timing) -> dict[str, Any]:
+def numbers_of(case: Case, num_classes: int, product: Timing, network: Timing) -> dict[str, Any]:
     """Medians and ranges of the rounds; a CPU's devices share the peak that one of them has."""
-    import jax
-
     import flaxcnn
-    from benchmarks.workloads import TRAINING_FACTOR
+    from benchmarks.workloads import CHANNELS, TRAINING_FACTOR
 
-    forward = 2 * flaxcnn.summarize(case.arch, image_size=case.image_size).macs
+    model = flaxcnn.create_model(case.arch, num_classes=num_classes)
+    size = case.image_size
+    forward = 2 * flaxcnn.summarize(model, image_size=size, in_channels=CHANNELS).macs
     images = case.batch_size * case.devices
     flops = forward * images * (TRAINING_FACTOR if case.mode == "train" else 1)
-    peaks = case.devices if jax.default_backend() != "cpu" else 1
+    peaks = 1 if network.facts["device"] == "cpu" else case.devices
     peak_rates = [peaks * float(product.facts["flops"]) / s for s in product.seconds]
     rates = [flops / s for s in network.seconds]
     low, high = network.range_ms
@@ -110,7 +110,11 @@ def measured(case: Case, product: Timing, network: Timing) -> dict[str, Any]:
 def environment_for(devices: int) -> dict[str, str]:
     """So that two processes share an accelerator, and a CPU is as many devices as are asked for."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    return {"XLA_FLAGS": flags.strip(), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return {
+        "XLA_FLAGS": flags.strip(),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
 
 
 def device_counts(asked: str) -> list[int]:
@@ -121,12 +125,12 @@ def device_counts(asked: str) -> list[int]:
     shown = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
-    available = int(shown.stdout)
+    available = int(shown.stdout.splitlines()[-1])
     return sorted({min(2**i, available) for i in range(available.bit_length() + 1)})
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """What the command line asks for; the largest batch is looked for when its turn comes."""
+    """What the command line asks for; 0 images stand for the largest batch."""
     import flaxcnn
 
     for arch, mode, precision, devices, batch_size in itertools.product(
@@ -137,15 +141,23 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         options.batch_size,
     ):
         image_size = options.image_size or flaxcnn.create_model(arch).default_image_size
-        if batch_size == "max":
-            batch_size = largest_batch.find(
-                workload=MODES[mode],
-                arch=arch,
-                image_size=image_size,
-                num_classes=options.num_classes,
-                precision=precision,
-            )
-        yield Case(arch, mode, image_size, int(batch_size), precision, devices)
+        images = 0 if batch_size == "max" else int(batch_size)
+        yield Case(arch, mode, image_size, images, precision, devices)
+
+
+def with_its_batch(case: Case, num_classes: int) -> Case:
+    """The largest batch is looked for when its turn comes."""
+    if case.batch_size:
+        return case
+    batch_size = largest_batch.find(
+        workload=MODES[case.mode],
+        devices=case.devices,
+        arch=case.arch,
+        image_size=case.image_size,
+        num_classes=num_classes,
+        precision=case.precision,
+    )
+    return case._replace(batch_size=batch_size)
 
 
 COLUMNS = {
@@ -166,7 +178,7 @@ COLUMNS = {
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row of the table; without one, its titles."""
+    """A row of the table; of `COLUMNS` itself, its titles."""
     widths = [max(len(title), 8) for title in COLUMNS.values()]
     widths[0] = 18
     cells = [str(row[key]) for key in COLUMNS]
@@ -205,7 +217,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--json", type=Path, help="the same as JSON")
     options = parser.parse_args(arguments)
     known = flaxcnn.list_models()
-    if options.arch == ["all"]:
+    if "all" in options.arch:
         options.arch = known
     for arch in options.arch:
         if arch not in known:
@@ -218,29 +230,36 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             parser.error(f"--batch_size: {size} is neither a number of images nor max")
     if options.devices != "all" and not (options.devices.isdecimal() and int(options.devices) > 0):
         parser.error(f"--devices: {options.devices} is neither a number nor all")
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    for flag in ("rounds", "num_classes"):
+        if getattr(options, flag) < 1:
+            parser.error(f"--{flag} must be at least 1")
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints each row when it is there; the files hold all that there are so far."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints each row when it is there; the files hold all that there are so far.
+
+    Returns the exit code: 1 where a case failed, which is told, and the others go on.
+    """
     options = parse_arguments(arguments)
+    make_folders(options.csv, options.json)
     print(line(COLUMNS))
     rows: list[dict[str, Any]] = []
+    failed = 0
     for case in cases(options):
-        rows.append(measure(case, options))
+        try:
+            rows.append(row_of(with_its_batch(case, options.num_classes), options))
+        except RuntimeError as error:
+            print(f"{case.arch} {case.mode}: {error}", file=sys.stderr)
+            failed = 1
+            continue
         print(line(rows[-1]), flush=True)
-        if options.csv:
-            with options.csv.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-        if options.json:
-            options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_csv(options.csv, rows)
+        write_json(options.json, rows)
     if rows:
         print(f"{rows[0]['device']} ({rows[0]['cpu']}); {rows[0]['versions']}")
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

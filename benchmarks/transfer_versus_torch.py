@@ -23,8 +23,7 @@ from benchmarks.machine import cpu_name
 from benchmarks.transfer import flags_of
 from flaxcnn.pretrained import weights_file
 from flaxcnn.weights import get_weight
-from train import data, transfer
-from train.config import load_dataset, make_plan, parse
+from train import transfer
 from train.plan import Plan
 
 IMAGES_PER_CLASS = 50
@@ -33,6 +32,9 @@ FIELDS = ("method", "images_per_class", "seed", "top1", "seconds", "torch", "cpu
 
 def with_torch(method: str, seed: int) -> tuple[float, float]:
     """Top-1 on the test images as a share of one, and seconds, preparation of images included."""
+    from train import data
+    from train.config import load_dataset, make_plan, parse
+
     torch = importlib.import_module("torch")
     started = time.perf_counter()
     config = parse(flags_of(method, IMAGES_PER_CLASS, seed))

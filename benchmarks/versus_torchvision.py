@@ -16,10 +16,9 @@ these very networks are apart in evaluation is printed too.
 """
 
 import argparse
-import csv
 import itertools
-import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.machine import cpu_name
+from benchmarks.machine import cores, cpu_name
 from benchmarks.paired import Contestant, Timing, time_in_turns
+from benchmarks.row_files import make_folders, write_csv, write_json
 
 OURS, THEIRS = "benchmarks.workloads", "benchmarks.torch_workloads"
 MODES = {"train": "training", "predict": "prediction"}
@@ -53,6 +53,7 @@ def contestants(case: Case, options: argparse.Namespace, folder: str) -> list[Co
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes on one accelerator
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
     plain = environment | {"FLAXCNN_PLAIN_CONVOLUTION": "1"}
     entries = [
@@ -109,7 +110,7 @@ def table(timings: Sequence[Timing]) -> str:
         lines.append(
             f"{timing.name:32}{timing.median_ms:11.1f}{f'{low:.1f} .. {high:.1f}':>19}"
             f"  {ratio:.2f} ({least:.2f} .. {greatest:.2f})"
-            f"  first step {float(timing.facts['compile_seconds']):.1f} s"
+            f"  first step {float(timing.facts['first_step_seconds']):.1f} s"
         )
     apart = logits_apart(timings[0], base)
     lines.append(f"logits of flaxcnn and {base.name}: at most {apart:.1e} of the largest apart")
@@ -126,7 +127,7 @@ def rows_of(case: Case, timings: Sequence[Timing]) -> list[dict[str, Any]]:
             "versions": timing.facts["versions"],
             "device": timing.facts["device"],
             "cpu": cpu_name(),
-            "first_step_seconds": timing.facts["compile_seconds"],
+            "first_step_seconds": timing.facts["first_step_seconds"],
             "logits_apart": f"{logits_apart(timing, base):.2e}",
             "round": number,
             "step_ms": f"{1e3 * seconds:.4f}",
@@ -158,25 +159,34 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--round_seconds", type=float, default=1.0, help="of each in a round, about (1)"
     )
-    parser.add_argument("--threads", type=int, default=2, help="of torch; JAX takes all cores (2)")
+    parser.add_argument(
+        "--threads", type=int, default=cores(), help="of torch (as many as there are cores)"
+    )
     parser.add_argument("--csv", type=Path, help="file to write every round to")
     parser.add_argument("--json", type=Path, help="the same as JSON")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if min(options.rounds, options.threads, options.image_size, *options.batch_size) < 1:
+        parser.error("rounds, threads, image and batch sizes are at least 1")
+    return options
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Times, prints, writes; the files hold all that there are so far."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Times, prints, writes; the files hold all that there are so far. Returns the exit code."""
     options = parse_arguments(arguments)
-    for path in (options.csv, options.json):  # before the minutes that they are to hold
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(options.csv, options.json)
     rows: list[dict[str, Any]] = []
+    failed = 0
     for arch, mode, batch_size, precision in itertools.product(
         options.arch, options.mode, options.batch_size, options.precision
     ):
         case = Case(arch, mode, options.image_size, batch_size, precision)
         load = os.getloadavg()[0]
-        timings = compare(case, options)
+        try:
+            timings = compare(case, options)
+        except RuntimeError as error:
+            print(f"{arch} {mode}: {error}", file=sys.stderr)
+            failed = 1
+            continue
         print(
             f"{arch} {mode}, {options.image_size} px, batch {batch_size}, {precision}, "
             f"{options.rounds} rounds"
@@ -187,14 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(versions)
         print(table(timings), flush=True)
         rows += rows_of(case, timings)
-        if options.csv:
-            with options.csv.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-        if options.json:
-            options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_csv(options.csv, rows)
+        write_json(options.json, rows)
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -80,7 +80,7 @@ def training(
 
     From the weights of `torch_workloads.write_weights` in `folder`, if one is given.
     """
-    cpu.prepare()
+    _prepare(precision)
     plan = plan_for(arch, image_size, batch_size, num_classes, precision)
     model = state.create_model(plan, devices)
     optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
@@ -107,14 +107,14 @@ def training(
         current, metrics = program(current, batch)
         jax.block_until_ready((current, metrics))
 
-    one_step()
-    return one_step, _facts(program, seconds) | shown
+    return one_step, _facts(program, seconds, one_step) | shown
 
 
 def training_program(
     arch: str, image_size: int, batch_size: int, num_classes: int, precision: str
 ) -> Any:
     """The compiled step of `training` on one device, from shapes alone."""
+    _prepare(precision)
     plan = plan_for(arch, image_size, batch_size, num_classes, precision)
     model = state.create_model(plan, 1)
     optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
@@ -141,7 +141,7 @@ def prediction(
 
     With the weights of `torch_workloads.write_weights` in `folder`, if one is given.
     """
-    cpu.prepare()
+    _prepare(precision)
     model = flaxcnn.create_model(arch, num_classes=num_classes, dtype=jnp.dtype(precision))
     loaded = _variables(model, arch, image_size, folder)
     folded, variables = flaxcnn.fold_batchnorm(model, loaded)
@@ -156,14 +156,14 @@ def prediction(
     def one_step() -> None:
         jax.block_until_ready(program(variables, images))
 
-    one_step()
-    return one_step, _facts(program, seconds) | shown
+    return one_step, _facts(program, seconds, one_step) | shown
 
 
 def prediction_program(
     arch: str, image_size: int, batch_size: int, num_classes: int, precision: str
 ) -> Any:
     """The compiled program of `prediction` on one device."""
+    _prepare(precision)
     model = flaxcnn.create_model(arch, num_classes=num_classes, dtype=jnp.dtype(precision))
     folded, variables = flaxcnn.fold_batchnorm(model, _random_variables(model, image_size))
     images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, CHANNELS), jnp.float32)
@@ -172,7 +172,7 @@ def prediction_program(
 
 def matrix_product(precision: str) -> Setup:
     """Products of square matrices, summed in float32: what a device can do at best."""
-    cpu.prepare()
+    _prepare(precision)
     size, repeats = PRODUCT_ON_CPU if jax.default_backend() == "cpu" else PRODUCT
     dtype = jnp.dtype(precision)
     keys = jax.random.split(jax.random.key(0))
@@ -183,10 +183,16 @@ def matrix_product(precision: str) -> Setup:
     def one_step() -> None:
         jax.block_until_ready([program(a, b) for _ in range(repeats)])
 
-    return one_step, {**_facts(program, seconds), "flops": str(repeats * 2 * size**3)}
+    return one_step, {**_facts(program, seconds, one_step), "flops": str(repeats * 2 * size**3)}
 
 
 # ------------------------------------------------------------------------------- what they share
+def _prepare(precision: str) -> None:
+    """What `train.main` does before anything else."""
+    cpu.prepare()
+    steps.multiply_in(precision)
+
+
 def _variables(
     model: flaxcnn.network.Network, arch: str, image_size: int, folder: str | None
 ) -> Any:
@@ -228,24 +234,23 @@ def _train_step(
     plan: Plan,
     devices: int,
 ) -> Any:
-    step = jax.pmap(
-        steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, 100),
-        state.AXIS,
-        in_axes=(None, 0),
-        out_axes=(None, None),
-        donate_argnums=0,
-        devices=jax.devices()[:devices],
-    )
-    return jax.jit(step, donate_argnums=0)
+    step = steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, 100)
+    return jax.jit(steps.train_over_devices(step, _devices(devices)), donate_argnums=0)
 
 
 def _predict(model: flaxcnn.network.Network) -> Any:
     return jax.jit(lambda variables, images: model.apply(variables, images, train=False))
 
 
+def _devices(count: int) -> list[jax.Device]:
+    if jax.device_count() < count:
+        raise RuntimeError(f"{count} devices are asked for, and there are {jax.device_count()}")
+    return jax.devices()[:count]
+
+
 def _shardings(devices: int) -> tuple[NamedSharding, NamedSharding]:
     """Whole on each device, and the leading axis spread over them."""
-    mesh = Mesh(np.array(jax.devices()[:devices]), (state.AXIS,))
+    mesh = Mesh(np.array(_devices(devices)), (state.AXIS,))
     whole, split = PartitionSpec(), PartitionSpec(state.AXIS)
     return NamedSharding(mesh, whole), NamedSharding(mesh, split)
 
@@ -268,15 +273,31 @@ def planned_bytes(program: Any) -> int:
     )
 
 
-def _facts(program: Any, compile_seconds: float) -> dict[str, str]:
-    """What ran and where; the peak is the device's own count, on a CPU what the process took."""
+def _facts(program: Any, compile_seconds: float, step: Callable[[], None]) -> dict[str, str]:
+    """What runs and where, after a first step.
+
+    The peak is the device's own count, on a CPU what the process took.
+    """
+    started = time.perf_counter()
+    step()
+    first = time.perf_counter() - started + compile_seconds
     device = jax.devices()[0]
     of_device = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    peak = of_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = of_device or _peak_of_process()
     return {
         "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
         "device": device.device_kind,
         "compile_seconds": f"{compile_seconds:.2f}",
+        "first_step_seconds": f"{first:.2f}",
         "planned_bytes": str(planned_bytes(program)),
         "peak_bytes": str(peak),
     }
+
+
+def _peak_of_process() -> int:
+    """Resident bytes at most; where Linux tells, without those of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,7 +1,6 @@
 """Networks without batch norm, for inference: what it multiplies with goes into convolutions."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -25,14 +24,16 @@ def fold_batchnorm(model: Network, variables: Mapping[str, Any]) -> tuple[Networ
     the kernel of the convolution before it, and an addition is what stays of the norm. A norm that
     no convolution comes before, as at the start of a pre-activated block, keeps its factor too.
     Logits are those of before but for rounding. GoogLeNet's auxiliary heads, which evaluation does
-    without, go. A network that has no batch norm comes back as it is.
+    without, go. Otherwise a network that has no batch norm comes back as it is. Not for `jax.jit`:
+    factors are computed on the host.
 
     Args:
         model: of `create_model`.
         variables: {'params', 'batch_stats'}; they stay as they are.
 
     Returns:
-        A network whose `apply` takes `train=False` alone, and variables for it.
+        A network whose `apply` takes `train=False` alone, and variables for it: {'params'}, where
+        there was batch norm.
 
     Raises:
         TypeError: for a model that is none of flaxcnn's.
@@ -65,44 +66,41 @@ def fold_batchnorm(model: Network, variables: Mapping[str, Any]) -> tuple[Networ
             path = (*convolution, leaf)
             if path in params:
                 params[path] = _as_before(np.float64(params[path]) * factor, params[path])
-    scaled = frozenset(norm for norm, (convolution, _) in convolutions.items() if not convolution)
-    return model.clone(norm=partial(_offset, scaled)), {"params": unflatten_dict(params)}
+    return model.clone(norm=_offset), {"params": unflatten_dict(params)}
 
 
 class Offset(nn.Module):
-    """What is left of a batch norm: x + bias, or x * scale + bias; [..., C] -> [..., C]."""
+    """What is left of a batch norm: x + bias, or x * scale + bias; [..., C] -> [..., C].
 
-    scaled: frozenset[Path]  # the modules that have a scale
+    Which of them, the variables say: there is a scale where no convolution took it.
+    """
+
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         wide, channels = at_least_float32(self.dtype), (x.shape[-1],)
         y = x.astype(wide)
-        if self.path in self.scaled:
+        if self.has_variable("params", "scale"):
             y = y * self.param("scale", nn.initializers.ones, channels, wide)
         y = y + self.param("bias", nn.initializers.zeros, channels, wide)
         return y.astype(self.dtype)
 
 
-def _offset(
-    scaled: frozenset[Path],
-    *,
-    use_running_average: bool,
-    dtype: DTypeLike,
-    name: str,
-    **_of_statistics: Any,
-) -> Offset:
+def _offset(*, use_running_average: bool, dtype: DTypeLike, name: str, **_others: Any) -> Offset:
     """In place of `BatchNorm`, called with the same arguments."""
     if not use_running_average:
         raise ValueError("a network with folded batch norm evaluates only; train the one it is of")
-    return Offset(scaled, dtype=dtype, name=name)
+    return Offset(dtype=dtype, name=name)
 
 
 def _convolutions_before_norms(
     model: Network, variables: Mapping[str, Any]
 ) -> dict[Path, tuple[Path | None, float]]:
-    """Batch norm -> the convolution that it alone follows, if there is one; and its epsilon."""
+    """Batch norm -> the convolution that it follows, if there is one; and its epsilon.
+
+    In all networks here nothing else looks at what such a convolution gives.
+    """
     found: dict[Path, tuple[Path | None, float]] = {}
     outputs: list[tuple[jax.Array, Path]] = []  # kept, as objects are told apart by identity
 
@@ -110,11 +108,12 @@ def _convolutions_before_norms(
         call: Any, arguments: Any, options: Any, context: nn.module.InterceptorContext
     ) -> Any:
         module = context.module
-        if isinstance(module, BatchNorm):
+        called = context.method_name == "__call__"
+        if called and isinstance(module, BatchNorm):
             before = (path for output, path in outputs if output is arguments[0])
             found[module.path] = next(before, None), module.epsilon
         result = call(*arguments, **options)
-        if isinstance(module, nn.Conv):
+        if called and isinstance(module, nn.Conv):
             outputs.append((result, module.path))
         return result
 

@@ -154,7 +154,9 @@ def channels_of(model: Network, variables: Mapping[str, Any]) -> int:
     """The channels of the images that variables of `model` are for, where they can be seen."""
     expected = convert.by_path(convert.variable_shapes(model))
     _, channels = convert.seen_in(
-        (leaf.shape, expected[path].shape) for path, leaf in convert.by_path(variables).items()
+        (leaf.shape, expected[path].shape)
+        for path, leaf in convert.by_path(variables).items()
+        if path in expected
     )
     return channels or 3
 

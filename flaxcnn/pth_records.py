@@ -13,8 +13,8 @@ from flaxcnn.errors import WeightsError
 from flaxcnn.unpickle import quoted
 
 try:
-    from zlib_ng.zlib_ng import crc32  # four times as fast
-except ImportError:
+    from zlib_ng.zlib_ng import crc32  # four times as fast as zlib's
+except ImportError:  # pip installs it, but flaxcnn works without
     from zlib import crc32
 
 _END = struct.Struct("<4s4H2LH")  # end of central directory

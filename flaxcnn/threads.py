@@ -1,4 +1,4 @@
-"""Work on large arrays by all cores: numpy, zlib and XLA let go of the GIL while they do it."""
+"""Work on large arrays by all cores: numpy and XLA let go of the GIL while they do it."""
 
 import os
 from collections.abc import Callable, Iterable

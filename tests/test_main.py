@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import runs
 import tfds_shapes
+
+from train import main, steps
 
 LENET = ("--arch=lenet5", "--batch_size=32", "--log_every=5")
 
@@ -49,6 +52,21 @@ def test_a_run_from_beginning_to_end(tmp_path: pathlib.Path) -> None:
 
     refused = runs.run(*flags, "--momentum=0.5", code=2)
     assert "momentum 0.9 there, 0.5 here" in refused
+
+
+def test_a_step_that_waits_for_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one would whose batch is not on the devices yet."""
+    right = steps.train_over_devices
+
+    def wrong(train_step: steps.TrainStep) -> steps.TrainStep:
+        over_devices = right(train_step)
+        return lambda state, batch: over_devices(
+            state, {**batch, "label": np.asarray(batch["label"])}
+        )
+
+    monkeypatch.setattr(steps, "train_over_devices", wrong)
+    with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+        main.command((*LENET, "--steps=2"))
 
 
 @pytest.mark.parametrize(

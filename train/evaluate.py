@@ -13,7 +13,7 @@ from flaxcnn import predict
 from flaxcnn.errors import InputError
 from flaxcnn.folding import fold_batchnorm
 from flaxcnn.predict import Classifier
-from train import data, datasets, folders, steps
+from train import compiled, data, datasets, folders, steps
 from train.datasets import Source
 from train.errors import UsageError
 
@@ -23,8 +23,8 @@ _WORDNET = re.compile(r"n\d{8}")
 def main(options: argparse.Namespace) -> int:
     """Prints top-1 and top-5; returns the exit code."""
     # ------------------------------------------------------------------------- weights, data
-    if jax.default_backend() != "cpu":  # by default they round what they multiply
-        jax.config.update("jax_default_matmul_precision", "highest")
+    compiled.keep_programs()
+    steps.multiply_in("float32")
     if options.model is not None:
         classifier = predict.classifier_of_run(options.model)
     else:

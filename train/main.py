@@ -49,8 +49,7 @@ def main(config: Config) -> Outcome:
         say(note)
     accelerated = jax.default_backend() != "cpu"
     plan = make_plan(config, dataset, devices, accelerated)
-    if accelerated and plan.precision == "float32":  # by default they round what they multiply
-        jax.config.update("jax_default_matmul_precision", "highest")
+    steps.multiply_in(plan.precision)
     prepared = transfer.preparation(plan.arch, plan.weights) if plan.weights else None
     transform = data.evaluation_transform(plan, dataset.mean_and_std, prepared)
     steps_per_epoch = plan.train_examples / plan.batch_size
@@ -152,7 +151,8 @@ def main(config: Config) -> Outcome:
             with clock.waiting_for_data():
                 batch = next(batches)
             batch["stop"] = steps.told_to_stop(interrupts.noted())
-            with jax.transfer_guard("disallow"):  # the host waits for nothing here, nor sends
+            # Once compiled, a step has nothing to send to the host or to get from it.
+            with jax.transfer_guard("disallow" if step > first_step + 1 else "allow"):
                 current, result = train_step(current, batch)
             in_flight.append(result["stop"])
             if len(in_flight) > 2:  # more of them can hang in the all-reduce of host devices

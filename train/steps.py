@@ -171,11 +171,24 @@ def normalised(images: jax.Array, mean_and_std: MeanAndStd | None) -> jax.Array:
 
 
 # ------------------------------------------------------------------------------------- devices
-def train_over_devices(train_step: TrainStep) -> TrainStep:
-    """The train step over all devices: batches [local devices, b, ...], state donated."""
+def multiply_in(precision: str) -> None:
+    """Float32 stays float32: accelerators by default round what they multiply."""
+    if precision == "float32" and jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def train_over_devices(
+    train_step: TrainStep, devices: Sequence[jax.Device] | None = None
+) -> TrainStep:
+    """The train step over all devices, or these: batches [devices, b, ...], state donated."""
     return jax.pmap(
-        train_step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0
-    )  # fmt: skip
+        train_step,
+        AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        donate_argnums=0,
+        devices=devices,
+    )
 
 
 def evaluate_over_devices(eval_step: EvalStep) -> EvalStep:
