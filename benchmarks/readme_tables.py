@@ -59,6 +59,8 @@ def versus_torchvision() -> str:
                 keys = ("arch", "mode", "image_size", "batch_size", "precision")
                 times = cases.setdefault(tuple(row[key] for key in keys), {})
                 times.setdefault(row["contestant"], []).append(float(row["step_ms"]))
+    if not cases:
+        raise FileNotFoundError(f"no versus_torchvision_cpu_*.csv in {RESULTS}")
     for (arch, mode, size, batch, precision), times in cases.items():
         torch = min(
             (name for name in times if name.startswith("torch")), key=lambda n: _median(times[n])

@@ -17,6 +17,7 @@ if importlib.util.find_spec("torchvision_cpu"):  # makes torchvision import besi
     importlib.import_module("torchvision_cpu")
 import torchvision
 
+from benchmarks.torch_cifar_resnet import CifarResNet
 from train import cpu
 
 Setup = tuple[Callable[[], object], dict[str, str]]
@@ -128,7 +129,13 @@ def _prepared(
     return net, prepare, {"versions": versions, "device": name, "logits": _as_text(logits)}
 
 
+# Depth 6n + 2 -> n.
+_CIFAR_RESNETS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
+
+
 def _network(arch: str, num_classes: int) -> torch.nn.Module:
+    if arch in _CIFAR_RESNETS:
+        return CifarResNet(_CIFAR_RESNETS[arch], num_classes)
     settings = {"init_weights": False} if arch == "googlenet" else {}
     return torchvision.models.get_model(arch, num_classes=num_classes, **settings)
 

@@ -67,7 +67,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("keep_freed_memory", "choose_flags"):
         monkeypatch.setattr(cpu, name, lambda name=name: found.append(name))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.delenv("FLAXCNN_PLAIN_CONVOLUTION", raising=False)
+    monkeypatch.setattr(cpu, "PLAIN", False)
     return found
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_done_where_an_accelerator_may_be(
 def test_nothing_is_done_when_switched_off(
     touched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FLAXCNN_PLAIN_CONVOLUTION", "1")
+    monkeypatch.setattr(cpu, "PLAIN", True)
     cpu.prepare()
     assert not touched
 

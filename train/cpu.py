@@ -1,7 +1,6 @@
 """A process that computes on the CPU: its memory and XLA's flags, set so that it is fast.
 
-To be called by programs, not by a library, and before JAX starts. Nothing is done where JAX may run
-on an accelerator, nor with `FLAXCNN_PLAIN_CONVOLUTION=1`.
+To be called by programs, not by a library, and before JAX starts.
 """
 
 import ctypes
@@ -10,6 +9,8 @@ import mmap
 import os
 import platform
 from importlib import metadata
+
+from flaxcnn.convolution import PLAIN
 
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -20,8 +21,11 @@ KNOWN_TO = ("0.10.2",)  # jaxlib: to another, an unknown flag ends the process
 
 
 def prepare() -> None:
-    """Does all that this module can."""
-    if _accelerator_installed() or os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0"):
+    """Does all that this module can, if JAX can run on nothing but a CPU.
+
+    Nothing with `FLAXCNN_PLAIN_CONVOLUTION=1`, which stands for JAX as everybody has it.
+    """
+    if PLAIN or _accelerator_installed():
         return
     keep_freed_memory()
     choose_flags()
