@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from plans import PLAN
 
+import flaxcnn
+from flaxcnn.transforms import ImageClassification
 from train import data, datasets
 from train.plan import Plan
 
@@ -82,6 +84,22 @@ def test_evaluation_sees_every_example_once(batch_size: int) -> None:
     assert {batch["label"].shape for batch in batches} == {(batch_size,)}
     seen = [batch["label"][batch["mask"]].tolist() for batch in batches]
     assert list(itertools.chain.from_iterable(seen)) == list(range(20))
+
+
+@pytest.mark.parametrize("weights", [None, "DEFAULT"])
+def test_from_trained_weights_on_images_look_as_in_the_test(weights: str | None) -> None:
+    """Resized and cropped as those of the weights were; from scratch their whole middle is seen."""
+    digits = datasets.load("digits", None, "train", None)
+    plan = dataclasses.replace(PLAIN, image_size=32, batch_size=16, weights=weights)
+    prepared = ImageClassification(
+        crop_size=224, resize_size=256, mean=(0.5,), std=(0.5,), interpolation="bicubic"
+    )
+    transform = data.evaluation_transform(plan, digits.mean_and_std, prepared)
+    examples = data.Images(flaxcnn.create_model("lenet5"), digits, plan, transform, 2)
+    batch = next(examples.training_batches(0))
+    seen = {transform.view(digits.train[i][0]).tobytes() for i in range(len(digits.train))}
+    as_in_test = [image.tobytes() in seen for image in batch["image"]]
+    assert all(as_in_test) if weights else not any(as_in_test)
 
 
 @pytest.mark.parametrize(("augmentation", "resized"), [("resized_crop", 256), ("pad_crop", 224)])

@@ -44,8 +44,9 @@ class Images:
         return self.transform.mean, self.transform.std
 
     def training_batches(self, first_step: int) -> Iterator[Batch]:
-        """See the function of this name."""
-        return training_batches(self.dataset.train, self.plan, first_step, self.read_threads)
+        """See the function of this name; from trained weights on, images look as in the test."""
+        view = self.transform.view if self.plan.weights else None
+        return training_batches(self.dataset.train, self.plan, first_step, self.read_threads, view)
 
     def test_batches(self) -> Iterator[Batch]:
         """See `evaluation_batches`."""
@@ -55,11 +56,12 @@ class Images:
 
 
 def training_batches(
-    source: Source, plan: Plan, first_step: int, read_threads: int
+    source: Source, plan: Plan, first_step: int, read_threads: int, view: View | None = None
 ) -> Iterator[Batch]:
     """This process's share of every global batch from `first_step` on, without end.
 
-    Epochs follow each other without a gap, so no example is dropped.
+    Epochs follow each other without a gap, so no example is dropped. `view` is of an image that is
+    not cropped at random, before it is shifted or mirrored; by default its middle.
     Yields {"image": uint8 [b, S, S, C], "label": int32 [b]}, b the batch size per process.
     """
 
@@ -68,7 +70,7 @@ def training_batches(
         if plan.augmentation == "resized_crop":
             image = augment.random_resized_crop(image, plan.image_size, rng)
         else:
-            image = augment.central_square(image, plan.image_size)
+            image = view(image) if view else augment.central_square(image, plan.image_size)
             if plan.augmentation == "pad_crop":
                 image = augment.pad_and_crop(image, rng)
         if plan.flip:
