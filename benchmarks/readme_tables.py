@@ -124,6 +124,13 @@ def transfer() -> str:
     for method in methods:
         cells = [_mean_and_spread(accuracies.get((method, count), [])) for count in counts]
         rows.append(f"| {method} | {' | '.join(cells)} |")
+    ahead = [
+        100 * statistics.mean(accuracies["fine-tuning", count])
+        - 100 * statistics.mean(accuracies["from scratch", count])
+        for count in counts
+    ]
+    cells = [f"{points:.1f} points" for points in ahead]
+    rows.append(f"| fine-tuning ahead of from scratch | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

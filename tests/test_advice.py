@@ -33,7 +33,7 @@ def with_images(each: int) -> Dataset:
         ("near", 99, PROBE, SCRATCH),
         ("near", 100, TOP, SCRATCH),
         ("near", 1000, ALL, SCRATCH),
-        ("far", 99, PROBE, SCRATCH),
+        ("far", 10, ALL, SCRATCH),
         ("far", 100, ALL, SCRATCH),
         ("far", 999, ALL, SCRATCH),
         ("far", 1000, ALL, PROBE),
