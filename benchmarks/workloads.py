@@ -22,6 +22,7 @@ import flaxcnn
 from flaxcnn import pretrained
 from train import cpu, optim, state, steps
 from train.plan import Plan
+from train.recipes import Precision
 
 Setup = tuple[Callable[[], object], dict[str, str]]
 
@@ -33,7 +34,9 @@ PRODUCT_ON_CPU, PRODUCT = (2048, 1), (8192, 8)
 TRAINING_FACTOR = 3
 
 
-def plan_for(arch: str, image_size: int, batch_size: int, num_classes: int, precision: str) -> Plan:
+def plan_for(
+    arch: str, image_size: int, batch_size: int, num_classes: int, precision: Precision
+) -> Plan:
     """SGD with Nesterov's momentum and weight decay, at a rate that the same batch again bears."""
     return Plan(
         arch=arch,
@@ -62,7 +65,7 @@ def plan_for(arch: str, image_size: int, batch_size: int, num_classes: int, prec
         augmentation="none",
         flip=False,
         seed=0,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         bn="local",
     )
 
@@ -72,7 +75,7 @@ def training(
     image_size: int,
     batch_size: int,
     num_classes: int,
-    precision: str,
+    precision: Precision,
     devices: int = 1,
     folder: str | None = None,
 ) -> Setup:
@@ -111,7 +114,7 @@ def training(
 
 
 def training_program(
-    arch: str, image_size: int, batch_size: int, num_classes: int, precision: str
+    arch: str, image_size: int, batch_size: int, num_classes: int, precision: Precision
 ) -> Any:
     """The compiled step of `training` on one device, from shapes alone."""
     _prepare(precision)
@@ -133,7 +136,7 @@ def prediction(
     image_size: int,
     batch_size: int,
     num_classes: int,
-    precision: str,
+    precision: Precision,
     devices: int = 1,
     folder: str | None = None,
 ) -> Setup:
@@ -160,7 +163,7 @@ def prediction(
 
 
 def prediction_program(
-    arch: str, image_size: int, batch_size: int, num_classes: int, precision: str
+    arch: str, image_size: int, batch_size: int, num_classes: int, precision: Precision
 ) -> Any:
     """The compiled program of `prediction` on one device."""
     _prepare(precision)
@@ -170,7 +173,7 @@ def prediction_program(
     return _compiled(_predict(folded), variables, images)[0]
 
 
-def matrix_product(precision: str) -> Setup:
+def matrix_product(precision: Precision) -> Setup:
     """Products of square matrices, summed in float32: what a device can do at best."""
     _prepare(precision)
     size, repeats = PRODUCT_ON_CPU if jax.default_backend() == "cpu" else PRODUCT
@@ -187,7 +190,7 @@ def matrix_product(precision: str) -> Setup:
 
 
 # ------------------------------------------------------------------------------- what they share
-def _prepare(precision: str) -> None:
+def _prepare(precision: Precision) -> None:
     """What `train.main` does before anything else."""
     cpu.prepare()
     steps.multiply_in(precision)

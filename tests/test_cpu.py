@@ -49,6 +49,7 @@ def test_freed_memory_stays() -> None:
 def test_large_memory_is_in_huge_pages_where_the_kernel_has_them() -> None:
     chosen = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not chosen.exists() or "[madvise]" not in chosen.read_text():
+        # Then the kernel gives them always or never, whatever is asked.
         pytest.skip("huge pages are not for the asking here")
     program = (
         "from train import cpu; cpu.keep_freed_memory(); block = bytearray(200_000_000); "
@@ -118,6 +119,7 @@ def test_a_jaxlib_that_may_not_know_the_flag_gets_none(monkeypatch: pytest.Monke
 def test_the_flag_is_heeded(chosen: bool) -> None:
     """Set after JAX was imported, before it starts."""
     if metadata.version("jaxlib") not in cpu.KNOWN_TO:
+        # And end the process, as `choose_flags` sees to that it does not.
         pytest.skip("this jaxlib may not know the flag")
     program = f"""
 import jax, jax.numpy as jnp
