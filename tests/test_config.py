@@ -1,6 +1,8 @@
 """The command line and the plan: defaults, overrides, and one clear line for what is wrong."""
 
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -136,3 +138,24 @@ def test_wrong_values_get_one_line(flags: list[str], devices: int, message: str)
     with pytest.raises(UsageError, match=message) as caught:
         plan_of(*flags, devices=devices)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_tyro_draws_is_one_sentence(
+    encoding: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its box is of other characters in ASCII, and in colour on a terminal."""
+    monkeypatch.setenv("TERM", "xterm")
+    shown = SimpleNamespace(encoding=encoding, isatty=lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", shown)
+    said = {}
+    for flag in ("--epoch=3", "--precision=float16"):
+        with pytest.raises(UsageError) as caught:
+            config.parse([flag])
+        said[flag] = str(caught.value)
+    assert said == {
+        "--epoch=3": "Unrecognized options: --epoch=3",
+        "--precision=float16": "invalid choice 'float16' for argument '--precision'. "
+        "Expected one of ('auto', 'float32', 'bfloat16').",
+    }

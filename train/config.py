@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
@@ -178,9 +179,12 @@ def _one_line(box: str) -> str:
     """tyro's first sentence: what it draws in a box down to the first rule, on one line."""
     words: list[str] = []
     for line in box.splitlines()[1:]:
-        text = line.strip("│╭╮╰╯|+ ")
+        # A terminal gets each cell in a colour of its own.
+        text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯|+ ")
         if text.startswith(("─", "---")):  # the second where the terminal has ASCII alone
-            break
+            if words:
+                break
+            continue  # in ASCII there is a rule under the title, too
         words += text.split()
     return " ".join(words)
 
