@@ -132,6 +132,7 @@ def test_defaults_follow_the_data_and_the_devices() -> None:
         (["--bn=group:0"], 1, r"expected local, sync or group:N"),
         (["--bn=group:3"], 8, r"8 devices cannot be split into groups of 3"),
         (["--read_threads=0"], 1, r"--read_threads"),
+        (["--workdir="], 1, r"--workdir is empty; name a directory, or leave the flag out"),
     ],
 )
 def test_wrong_values_get_one_line(flags: list[str], devices: int, message: str) -> None:

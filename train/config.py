@@ -166,13 +166,16 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            config = tyro.cli(
                 Config, prog="python -m train.main", args=arguments, use_underscores=True
             )
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
         raise UsageError(_one_line(said.getvalue())) from None
+    # As of an unset variable: it would be the current directory to some, and nothing to others.
+    _require(config.workdir != "", "--workdir is empty; name a directory, or leave the flag out")
+    return config
 
 
 def _one_line(box: str) -> str:
