@@ -20,6 +20,7 @@ from train.transfer import preparation
 
 T = TypeVar("T")
 Domain = Literal["near", "far"]  # images like ImageNet's photos, or unlike
+_TOO_MANY_STEPS = 2**31  # they are counted in int32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,7 +224,8 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
     for name, value in dataclasses.asdict(recipe).items():
         _require(not isinstance(value, float) or math.isfinite(value), f"--{name} must be finite")
     steps_per_epoch = len(dataset.train) / batch_size
-    steps = _given(config.steps, round(recipe.epochs * steps_per_epoch))
+    # Both are bounded where they are rounded, as infinity cannot be.
+    steps = _given(config.steps, round(min(recipe.epochs * steps_per_epoch, _TOO_MANY_STEPS)))
     plan = Plan(
         arch=config.arch,
         dataset=dataset.name,
@@ -238,7 +240,7 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         steps=steps,
         learning_rate=_given(config.learning_rate, recipe.learning_rate_per_256 * batch_size / 256),
         schedule=recipe.schedule,
-        warmup_steps=min(round(recipe.warmup_epochs * steps_per_epoch), steps // 2),
+        warmup_steps=round(min(recipe.warmup_epochs * steps_per_epoch, steps // 2)),
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
@@ -358,6 +360,10 @@ def _image_size(config: Config, dataset: Dataset) -> int:
 def _check_ranges(plan: Plan, config: Config, devices: int) -> None:
     """One line for each number that makes no sense."""
     _require(plan.steps >= 1, f"{plan.steps} steps: --epochs or --steps must give at least one")
+    _require(
+        plan.steps < _TOO_MANY_STEPS,
+        f"--epochs and --steps must give fewer than {_TOO_MANY_STEPS:,} steps",
+    )
     _require(0 < plan.learning_rate < math.inf, "--learning_rate must be above 0, and finite")
     _require(0 <= plan.momentum < 1, "--momentum must be at least 0 and below 1")
     _require(plan.weight_decay >= 0, "--weight_decay must be at least 0")

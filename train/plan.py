@@ -63,7 +63,6 @@ class Plan:
         if kind != "group" or not number.isdecimal() or int(number) < 1:
             raise UsageError(f"--bn={self.bn}: expected local, sync or group:N")
         if devices % int(number):
-            raise UsageError(
-                f"--bn={self.bn}: {devices} devices cannot be split into groups of {number}"
-            )
+            they = "1 device" if devices == 1 else f"{devices} devices"
+            raise UsageError(f"--bn={self.bn}: {they} cannot be split into groups of {number}")
         return int(number)
