@@ -1,5 +1,6 @@
-"""metrics.jsonl: whole lines only, and none twice."""
+"""metrics.jsonl: whole lines only, and none twice; what is shown of a run."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -48,6 +49,21 @@ def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -
     with clock.paused(PLAN):  # anything that is there already
         now += 50
     assert clock.lap() == (4 / 16, 4 / 16)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "flip", "said"),
+    [
+        ("none", False, "no augmentation"),
+        ("none", True, "flip"),
+        ("pad_crop", False, "pad_crop"),
+        ("pad_crop", True, "pad_crop and flip"),
+    ],
+)
+def test_the_header_says_what_is_done_to_images(augmentation: str, flip: bool, said: str) -> None:
+    plan = dataclasses.replace(PLAN, augmentation=augmentation, flip=flip)
+    header = "\n".join(metrics.header(plan, 60_850, 60_850, 327_000, None))
+    assert f", {said}; seed 0" in header
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

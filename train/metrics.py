@@ -145,6 +145,7 @@ def header(plan: Plan, parameters: int, trained: int, macs: int, workdir: str | 
     devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     decay_of = "all parameters" if plan.decay_norm_and_bias else "kernels"
+    augmentations = ("" if plan.augmentation == "none" else plan.augmentation, "flip" * plan.flip)
     extras = [
         f"nesterov {plan.momentum:g}" if plan.nesterov else f"momentum {plan.momentum:g}",
         f"weight decay {plan.weight_decay:g} on {decay_of}",
@@ -153,7 +154,7 @@ def header(plan: Plan, parameters: int, trained: int, macs: int, workdir: str | 
         f"gradient norm at most {plan.clip_norm:g}" if plan.clip_norm else "",
         f"moving average {plan.ema_decay:g}" if plan.ema_decay else "",
         _HEADS.get(plan.head_init, ""),
-        f"{plan.augmentation}{' and flip' if plan.flip else ''}",
+        " and ".join(filter(None, augmentations)) or "no augmentation",
     ]
     start = []
     if plan.weights is not None:
