@@ -1,8 +1,10 @@
 """metrics.jsonl: whole lines only, and none twice; what is shown of a run."""
 
 import dataclasses
+import io
 import json
 import pathlib
+import sys
 
 import pytest
 from plans import PLAN
@@ -80,3 +82,45 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     with metrics.Progress(0, 100, shown=False) as progress:
         progress.train({**record(50), **shown})
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "step_seconds", "record", "expected"),
+    [
+        (
+            226,
+            300,
+            0.02,
+            {"epoch": 4.5, "loss": 0.124, "top1": 0.966, "images_per_second": 2476.4},
+            "226/300 ETA 00:01 epoch 4.5 loss 0.124 top-1 96.6% 2476 img/s wait 16% 75% ###",
+        ),
+        (  # 90 epochs of ImageNet leave nothing for the bar
+            99_999,
+            450_450,
+            0.12,
+            {"epoch": 19.9, "loss": 2.4567, "top1": 0.456, "images_per_second": 12_345.6},
+            "99999/450450 ETA 11:40:54 epoch 19.9 loss 2.46 top-1 45.6% 12346 img/s wait 16%",
+        ),
+    ],
+)
+def test_the_bar_says_everything_in_80_columns(
+    step: int,
+    steps: int,
+    step_seconds: float,
+    record: metrics.Record,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (80, 24))
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with metrics.Progress(step - 1, steps, shown=True) as progress:
+        now += step_seconds
+        progress.advance()
+        progress.train({**record, "data_wait": 0.16})
+        shown = terminal.getvalue().split("\r")[-1]
+    assert shown.startswith(expected)
+    assert len(shown) <= 80

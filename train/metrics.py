@@ -185,7 +185,9 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         self._bar = tqdm(
             total=steps,
             initial=first_step,
-            unit="step",
+            # 80 columns have to do: what they may lack comes last, and what tqdm makes of a step's
+            # time is left out. The images per second say it.
+            bar_format="{n_fmt}/{total_fmt} ETA {remaining} {desc}{percentage:.0f}% {bar}",
             disable=not self._bar_shown,
             dynamic_ncols=True,
             file=sys.stdout,
@@ -202,21 +204,20 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
     def train(self, record: Record) -> None:
         """Shows a log line of training."""
-        text = (
-            f"loss {record['loss']:.4f}  top-1 {record['top1']:.1%}  "
-            f"{record['images_per_second']:.0f} images/s  "
-            f"waiting for data {record['data_wait']:.0%}"
-        )
         if self._bar_shown:
-            self._bar.set_description_str(f"epoch {record['epoch']:.1f}")
-            self._bar.set_postfix_str(text)
+            self._bar.set_description_str(
+                f"epoch {record['epoch']:.1f} loss {record['loss']:#.3g} "
+                f"top-1 {record['top1']:.1%} {record['images_per_second']:.0f} img/s "
+                f"wait {record['data_wait']:.0%} "
+            )
             return
         step = record["step"]
         elapsed = time.perf_counter() - self._started
         left = elapsed / max(1, step - self._first) * (self._steps - step)
         self.say(
-            f"step {step}/{self._steps}  epoch {record['epoch']:.1f}  {text}  "
-            f"ETA {tqdm.format_interval(left)}"
+            f"step {step}/{self._steps}  epoch {record['epoch']:.1f}  loss {record['loss']:.4f}  "
+            f"top-1 {record['top1']:.1%}  {record['images_per_second']:.0f} images/s  "
+            f"waiting for data {record['data_wait']:.0%}  ETA {tqdm.format_interval(left)}"
         )
 
     def test(self, record: Record) -> None:
