@@ -5,7 +5,6 @@ import contextlib
 import functools
 import math
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -38,56 +37,62 @@ from train.processes import Interrupts, join_cluster
 
 def main(config: Config) -> Outcome:
     """Trains as `config` says."""
-    # ----------------------------------------------------------------------------- devices, data
     join_cluster(config.coordinator_address, config.num_processes, config.process_id)
-    compiled.keep_programs()
-    devices = jax.device_count()
-    writes = jax.process_index() == 0
-    say = print if writes else lambda line: None
-    dataset = load_dataset(config)
-    for note in dataset.notes:
-        say(note)
-    accelerated = jax.default_backend() != "cpu"
-    plan = make_plan(config, dataset, devices, accelerated)
-    steps.multiply_in(plan.precision)
-    prepared = transfer.preparation(plan.arch, plan.weights) if plan.weights else None
-    transform = data.evaluation_transform(plan, dataset.mean_and_std, prepared)
-    steps_per_epoch = plan.train_examples / plan.batch_size
-    eval_every = config.eval_every or max(round(steps_per_epoch), 100)
-    log_every = config.log_every or min(max(round(steps_per_epoch / 10), 10), 100)
-
-    # -------------------------------------------------------------------------- model, optimiser
-    start = transfer.load(plan)
-    model = state.create_model(plan, devices, **(start.arguments if start else {}))
-    split = transfer.split(model, plan)
-    learning_rate = optim.learning_rate_schedule(plan)
-    optimiser = split.scaled(optim.optimiser(plan, learning_rate))
-    create = functools.partial(state.create_state, model, plan, optimiser, split)
-    shapes = jax.eval_shape(create)
-    examples: data.Images | features.Features
-    if start and features.suffice(plan):
-        begin = jax.device_get(start.variables)  # the state's own are donated
-        examples = features.Features(
-            model, split, begin, dataset, plan, transform, config.read_threads
-        )
-    else:
-        examples = data.Images(model, dataset, plan, transform, config.read_threads)
-    classifier, mean_and_std = examples.classifier, examples.mean_and_std
-    train_step = steps.train_over_devices(
-        steps.make_train_step(classifier, optimiser, plan, mean_and_std, log_every, split)
-    )
-    eval_step = steps.evaluate_over_devices(steps.make_eval_step(classifier, mean_and_std))
-    parameters, trained = (
-        sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for tree in (shapes.params, split.trained(shapes.params))
-    )
-    macs = summarize(model, image_size=plan.image_size, in_channels=plan.channels).macs
-    for line in metrics.header(plan, parameters, trained, macs, config.workdir):
-        say(line)
-
     with contextlib.ExitStack() as stack:
-        # ------------------------------------------------------------------------------- restore
+        # ------------------------------------------------------------------------- devices, data
+        # Signals are noted from here on: JAX swallows an exception raised in its callbacks. Not
+        # before, as in a cluster JAX takes SIGTERM over when it is joined.
         interrupts = stack.enter_context(Interrupts())
+        compiled.keep_programs()
+        devices = jax.device_count()
+        writes = jax.process_index() == 0
+        say = print if writes else lambda line: None
+        dataset = load_dataset(config)
+        for note in dataset.notes:
+            say(note)
+        if interrupts.told_alone():
+            return _untrained(interrupts)
+        accelerated = jax.default_backend() != "cpu"
+        plan = make_plan(config, dataset, devices, accelerated)
+        steps.multiply_in(plan.precision)
+        prepared = transfer.preparation(plan.arch, plan.weights) if plan.weights else None
+        transform = data.evaluation_transform(plan, dataset.mean_and_std, prepared)
+        steps_per_epoch = plan.train_examples / plan.batch_size
+        eval_every = config.eval_every or max(round(steps_per_epoch), 100)
+        log_every = config.log_every or min(max(round(steps_per_epoch / 10), 10), 100)
+
+        # ---------------------------------------------------------------------- model, optimiser
+        start = transfer.load(plan)
+        if interrupts.told_alone():
+            return _untrained(interrupts)
+        model = state.create_model(plan, devices, **(start.arguments if start else {}))
+        split = transfer.split(model, plan)
+        learning_rate = optim.learning_rate_schedule(plan)
+        optimiser = split.scaled(optim.optimiser(plan, learning_rate))
+        create = functools.partial(state.create_state, model, plan, optimiser, split)
+        shapes = jax.eval_shape(create)
+        examples: data.Images | features.Features
+        if start and features.suffice(plan):
+            begin = jax.device_get(start.variables)  # the state's own are donated
+            examples = features.Features(
+                model, split, begin, dataset, plan, transform, config.read_threads
+            )
+        else:
+            examples = data.Images(model, dataset, plan, transform, config.read_threads)
+        classifier, mean_and_std = examples.classifier, examples.mean_and_std
+        train_step = steps.train_over_devices(
+            steps.make_train_step(classifier, optimiser, plan, mean_and_std, log_every, split)
+        )
+        eval_step = steps.evaluate_over_devices(steps.make_eval_step(classifier, mean_and_std))
+        parameters, trained = (
+            sum(leaf.size for leaf in jax.tree.leaves(tree))
+            for tree in (shapes.params, split.trained(shapes.params))
+        )
+        macs = summarize(model, image_size=plan.image_size, in_channels=plan.channels).macs
+        for line in metrics.header(plan, parameters, trained, macs, config.workdir):
+            say(line)
+
+        # ------------------------------------------------------------------------------- restore
         current = checkpoints = None
         best = -1.0
         if config.workdir:
@@ -138,6 +143,8 @@ def main(config: Config) -> Outcome:
 
         # ---------------------------------------------------------------------------------- loop
         batches = steps.on_devices(examples.training_batches(first_step))
+        if interrupts.told_alone():
+            return _untrained(interrupts)
         in_flight: collections.deque[jax.Array] = collections.deque()
         step, stop = first_step, False
         is_due = first_step > 0 and (first_step % eval_every == 0 or first_step == plan.steps)
@@ -190,12 +197,17 @@ def main(config: Config) -> Outcome:
     if stop:
         after = f"stopped after step {step} of {plan.steps}; "
         say(after + ("the same command resumes" if checkpoints else "nothing saved: no --workdir"))
-        return Outcome(128 + (interrupts.signal or signal.SIGTERM), None, trained, first_step > 0)
+        return Outcome(interrupts.exit_code, None, trained, first_step > 0)
     if first_step == plan.steps:
         say("already trained to its last step; another --workdir starts afresh")
     if results is not None:
         say(f"test accuracy {results['top1']:.2%} on {results['n']} images")
     return Outcome(0, results, trained, resumed=first_step > 0)
+
+
+def _untrained(interrupts: Interrupts) -> Outcome:
+    print("stopped before a step was made; nothing was trained")
+    return Outcome(interrupts.exit_code, None, trained=0, resumed=False)
 
 
 def advise(config: Config) -> int:

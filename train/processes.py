@@ -66,6 +66,18 @@ class Interrupts:
         """Whether a signal has come."""
         return self.signal is not None
 
+    def told_alone(self) -> bool:
+        """Whether a signal has come to a run of one process: it need not ask others to stop.
+
+        Several agree in their steps and evaluations, where each takes part in the same ones.
+        """
+        return self.noted() and jax.process_count() == 1
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell's of a command that a signal ended: SIGTERM if another process was told."""
+        return 128 + (self.signal or signal.SIGTERM)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         signal.signal(number, self._previous[self.signal])
