@@ -1,6 +1,10 @@
-"""The CPU's formulations of convolution against `jax.lax.conv_general_dilated`."""
+"""The CPU's formulations of convolution against `jax.lax.conv_general_dilated`.
+
+Without oneDNN, which `test_onednn.py` is about.
+"""
 
 import re
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,10 +15,19 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from flaxcnn import convolution
+from flaxcnn import convolution, onednn
 from flaxcnn.convolution import conv_general_dilated
 
 PADS = tuple[tuple[int, int], tuple[int, int]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_onednn() -> Iterator[None]:
+    jax.clear_caches()  # an earlier trace of the same case would not ask again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn, "available", lambda: False)
+        yield
+    jax.clear_caches()
 
 
 class Case(NamedTuple):

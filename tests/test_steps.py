@@ -282,7 +282,10 @@ def test_synchronous_batch_norm_makes_eight_devices_one() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_train_step_lowers_for_tpu_with_plain_convolutions(precision: str) -> None:
-    """Without a TPU. At 32 pixels most convolutions of resnet18 take the CPU's path on a CPU."""
+    """Without a TPU. On a CPU most convolutions of resnet18 at 32 pixels take the CPU's paths.
+
+    Convolutions of one shape are one function of the program: there are 11 forward.
+    """
     plan = dataclasses.replace(PLAN, arch="resnet18", precision=precision)
     model = state.create_model(plan, 1)
     optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
@@ -299,6 +302,7 @@ def test_the_train_step_lowers_for_tpu_with_plain_convolutions(precision: str) -
     tpu, cpu = (traced.lower(lowering_platforms=(p,)).as_text() for p in ("tpu", "cpu"))
     # Matrix products: the classifier and its two gradients, no more; on a CPU also convolutions.
     assert tpu.count("stablehlo.dot_general") == 3
-    assert cpu.count("stablehlo.dot_general") > 20
-    assert tpu.count("stablehlo.convolution") > 40 > cpu.count("stablehlo.convolution")
+    assert cpu.count("stablehlo.dot_general") + cpu.count("@flaxcnn_onednn") > 30
+    assert "onednn" not in tpu
+    assert tpu.count("stablehlo.convolution") > 30 > 20 > cpu.count("stablehlo.convolution")
     assert ("bf16" in tpu) == (precision == "bfloat16")

@@ -75,9 +75,10 @@ def make_train_step(
         trained = split.trained(state.params)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (batch_stats, top1)), grads = gradient(trained, state, batch)
-        grads, batch_stats, loss, top1, stop = jax.lax.pmean(
-            (grads, batch_stats, loss, top1, batch["stop"].astype(jnp.float32)), AXIS
-        )
+        results = (grads, batch_stats, loss, top1, batch["stop"].astype(jnp.float32))
+        if jax.lax.axis_size(AXIS) > 1:  # of one device XLA copies them all
+            results = jax.lax.pmean(results, AXIS)
+        grads, batch_stats, loss, top1, stop = results
         updates, opt_state = optimiser.update(grads, state.opt_state, trained)
         fresh = state.step % log_every == 0  # the step before this one was logged
         old = jax.tree.map(lambda total: jnp.where(fresh, 0, total), state.totals)

@@ -1,0 +1,239 @@
+"""Convolutions by oneDNN against XLA's in float64, with all their derivatives."""
+
+import sys
+import threading
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from flaxcnn import bilinear, convolution, onednn
+from flaxcnn.convolution import conv_general_dilated
+from flaxcnn.onednn import Geometry, Kind
+
+PADS = tuple[tuple[int, int], tuple[int, int]]
+
+if not onednn.available():
+    pytest.skip(f"{onednn.PACKAGE} is not installed", allow_module_level=True)
+
+
+class Case(NamedTuple):
+    """One convolution."""
+
+    image: tuple[int, int, int, int]
+    kernel: tuple[int, int, int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: PADS = ((1, 1), (1, 1))
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+NONE: PADS = ((0, 0), (0, 0))
+TWO: PADS = ((2, 2), (2, 2))
+CASES = [
+    Case((2, 9, 7, 16), (3, 3, 16, 32)),
+    Case((3, 9, 8, 5), (3, 3, 5, 4), (2, 2)),
+    Case((2, 16, 17, 3), (7, 7, 3, 6), (2, 2), ((3, 3), (3, 3))),
+    Case((1, 23, 25, 3), (11, 11, 3, 8), (4, 4), TWO),
+    Case((2, 9, 7, 5), (3, 3, 5, 4), (2, 1), ((0, 2), (1, 0))),
+    Case((2, 14, 13, 6), (2, 2, 6, 5), (4, 4), NONE),  # steps over some of the image
+    Case((2, 9, 9, 6), (3, 3, 6, 4), padding=TWO, dilation=(2, 2)),
+    Case((4, 23, 23, 6), (1, 1, 6, 16), padding=NONE),
+    Case((4, 33, 33, 16), (1, 1, 16, 5), (2, 2), NONE),
+    Case((2, 9, 8, 24), (3, 3, 1, 24), groups=24),
+    Case((2, 9, 9, 5), (5, 5, 1, 5), (2, 1), ((2, 1), (0, 2)), groups=5),
+    Case((2, 7, 7, 32), (3, 3, 4, 64), groups=8),
+    Case((1, 6, 6, 10), (5, 5, 1, 20), padding=TWO, groups=10),  # depth multiplier 2
+    Case((2, 9, 9, 8), (3, 3, 4, 6), padding=TWO, dilation=(2, 2), groups=2),
+]
+
+
+def settings(case: Case) -> dict[str, Any]:
+    return {
+        "window_strides": case.strides,
+        "padding": case.padding,
+        "rhs_dilation": case.dilation,
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        "feature_group_count": case.groups,
+    }
+
+
+def ours(case: Case) -> Any:
+    return partial(conv_general_dilated, **settings(case))
+
+
+def plain(case: Case) -> Any:
+    return partial(lax.conv_general_dilated, **settings(case))
+
+
+def operands(case: Case, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=case.image), rng.normal(size=case.kernel)
+
+
+def in_both(case: Case, function: Any, *arrays: np.ndarray) -> Any:
+    """`function(convolve, *arrays)` by oneDNN in float32, and by XLA in float64."""
+    single = [jnp.asarray(a, jnp.float32) for a in arrays]
+    by_us = jax.jit(partial(function, ours(case)))
+    assert "onednn_convolution" in str(jax.make_jaxpr(ours(case))(*single[:2]))
+    found = by_us(*single)
+    with jax.enable_x64(True):
+        double = [jnp.asarray(a, jnp.float64) for a in arrays]
+        wanted = jax.jit(partial(function, plain(case)))(*double)
+    return found, wanted
+
+
+def assert_close(actual: Any, desired: Any, relative: float) -> None:
+    """Compares with the size of the largest element: single elements may cancel."""
+    assert jax.tree.structure(actual) == jax.tree.structure(desired)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=relative * np.abs(b).max())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(case: Case) -> None:
+    def function(convolve: Any, x: Any, kernel: Any) -> Any:
+        y, back = jax.vjp(convolve, x, kernel)
+        # The cotangent differs at each output, so that misplaced gradients show.
+        return y, *back(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    assert_close(*in_both(case, function, *operands(case)), relative=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+def test_derivatives_forward_and_of_derivatives(case: Case) -> None:
+    def function(convolve: Any, x: Any, kernel: Any, dx: Any, dkernel: Any) -> Any:
+        def loss(x: Any, kernel: Any) -> Any:
+            return jnp.sum(jnp.sin(convolve(x, kernel)))
+
+        def gradients(x: Any, kernel: Any) -> Any:
+            return jax.grad(loss, argnums=(0, 1))(x, kernel)
+
+        forward = jax.jvp(convolve, (x, kernel), (dx, dkernel))
+        _, of_gradients = jax.jvp(gradients, (x, kernel), (dx, dkernel))  # forward over reverse
+        _, back = jax.vjp(gradients, x, kernel)  # reverse over reverse
+        return forward, of_gradients, back((dx, dkernel))
+
+    assert_close(*in_both(case, function, *operands(case), *operands(case, 1)), relative=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+def test_vmap(case: Case) -> None:
+    def function(convolve: Any, x: Any, kernel: Any, more: Any) -> Any:
+        def gradient(x: Any, kernel: Any) -> Any:
+            return jax.grad(lambda k: jnp.sum(convolve(x, k) ** 2))(kernel)
+
+        images, kernels = jnp.stack([x, more]), jnp.stack([kernel, 3 * kernel])
+        return (
+            jax.vmap(convolve)(images, kernels),
+            jax.vmap(convolve, (0, None), out_axes=1)(images, kernel),
+            jax.vmap(gradient, (0, None))(images, kernel),
+        )
+
+    assert_close(*in_both(case, function, *operands(case), operands(case, 1)[0]), relative=2e-6)
+
+
+def test_checkpoint_pmap_and_no_jit() -> None:
+    case = CASES[0]
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(case))
+
+    def loss(convolve: Any, x: Any, kernel: Any) -> Any:
+        return jnp.sum(convolve(x, kernel) ** 2)
+
+    wanted = jax.grad(partial(loss, plain(case)), argnums=(0, 1))(x, kernel)
+    again = jax.grad(partial(loss, jax.checkpoint(ours(case))), argnums=(0, 1))(x, kernel)
+    for a, b in zip(again, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+    many = jax.pmap(ours(case), in_axes=(0, None))(jnp.stack([x] * 8), kernel)
+    for one in many:
+        np.testing.assert_array_equal(one, many[0])
+    np.testing.assert_allclose(many[0], ours(case)(x, kernel), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_other_platforms_lower_without(platform: str) -> None:
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
+    gradients = jax.grad(lambda x, kernel: ours(CASES[0])(x, kernel).sum(), argnums=(0, 1))
+    text = jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert "onednn" not in text
+    assert "stablehlo.convolution" in text
+
+
+def test_the_same_from_many_threads_and_every_time() -> None:
+    """The library's memory is shared: two calls at once would mix their kernels."""
+    cases = CASES[:4]
+
+    def program(case: Case) -> Any:
+        return jax.jit(jax.grad(lambda kernel, x: jnp.sum(ours(case)(x, kernel) ** 2)))
+
+    programs = [program(case) for case in cases]
+    inputs = [[jnp.asarray(a, jnp.float32) for a in reversed(operands(c))] for c in cases]
+    wanted = [np.asarray(f(*a)) for f, a in zip(programs, inputs, strict=True)]
+    wrong = []
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            found = np.asarray(programs[number](*inputs[number]))
+            if not np.array_equal(found, wanted[number]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(i % 4,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_an_error_is_the_programs_error() -> None:
+    """The library refuses what does not fit together, and no address is read."""
+    geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
+    with pytest.raises(RuntimeError, match="oneDNN: dnnl_convolution_forward"):
+        onednn.convolve(
+            Kind.FORWARD, geometry, ((1, 8, 8, 4), (3, 3, 4, 4), (1, 5, 5, 4)), (0, 0, 0)
+        )
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    program = jax.jit(lambda x, k: bilinear.convolution(x, k, geometry, (5, 5)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="dnnl_convolution_forward"):
+        program(x, kernel).block_until_ready()
+
+
+def test_float32_alone_and_where_it_is_faster() -> None:
+    def taken(image: Any, kernel: Any, dtype: Any = jnp.float32, **more: Any) -> bool:
+        arguments = settings(Case(image, kernel, **more))
+        program = jax.make_jaxpr(partial(conv_general_dilated, **arguments))
+        return "onednn" in str(program(jnp.ones(image, dtype), jnp.ones(kernel, dtype)))
+
+    assert taken((2, 9, 9, 4), (3, 3, 4, 4))
+    assert not taken((2, 9, 9, 4), (3, 3, 4, 4), jnp.bfloat16)
+    assert not taken((2, 2, 2, 4), (3, 3, 4, 4))  # a map smaller than the kernel
+    assert not taken((2, 9, 9, 4), (1, 1, 4, 4), padding=NONE)  # few rows
+    assert taken((2, 32, 32, 4), (1, 1, 4, 4), padding=NONE)
+
+
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
+    monkeypatch.setattr(convolution, "PLAIN", True)
+    assert str(jax.make_jaxpr(ours(CASES[0]))(x, kernel)) == str(
+        jax.make_jaxpr(plain(CASES[0]))(x, kernel)
+    )
+
+
+def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    onednn._library.cache_clear()
+    monkeypatch.setattr(onednn, "PACKAGE", "no-such-package")
+    try:
+        assert not onednn.available()
+        monkeypatch.undo()
+        monkeypatch.setattr(sys, "platform", "darwin")
+        onednn._library.cache_clear()
+        assert not onednn.available()
+    finally:
+        monkeypatch.undo()
+        onednn._library.cache_clear()
