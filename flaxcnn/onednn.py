@@ -11,6 +11,7 @@ import ctypes
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -120,9 +121,6 @@ class _Library:
         self.do(function, ctypes.byref(made), *arguments)
         return made
 
-    def destroy(self, kind: str, made: ctypes.c_void_p) -> None:
-        self.do(f"{kind}_destroy", made)
-
     def do(self, function: str, *arguments: Any) -> None:
         _check(function, getattr(self._quick, f"dnnl_{function}")(*arguments))
 
@@ -203,6 +201,7 @@ class _Made:
     def __init__(self, library: _Library) -> None:
         self.library = library
         self._all: list[tuple[str, ctypes.c_void_p]] = []
+        weakref.finalize(self, _destroy, library, self._all).atexit = False
 
     def __call__(self, kind: str, function: str, *arguments: Any) -> ctypes.c_void_p:
         made = self.library.create(function, *arguments)
@@ -225,9 +224,10 @@ class _Made:
     def primitive(self, description: ctypes.c_void_p) -> ctypes.c_void_p:
         return self("primitive", "primitive_create", description)
 
-    def __del__(self) -> None:
-        for kind, made in reversed(self._all):
-            self.library.destroy(kind, made)
+
+def _destroy(library: _Library, everything: list[tuple[str, ctypes.c_void_p]]) -> None:
+    for kind, made in reversed(everything):
+        library.do(f"{kind}_destroy", made)
 
 
 class _Primitive:
