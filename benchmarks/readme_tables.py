@@ -67,7 +67,8 @@ def versus_torchvision() -> str:
         )
         ratio = _median([a / b for a, b in zip(times["flaxcnn"], times[torch], strict=True)])
         ours, plain, theirs = (
-            f"{_median(times[name]):.0f}" for name in ("flaxcnn", "flaxcnn, plain", torch)
+            f"{_median(times[name]):.0f}" if name in times else ""
+            for name in ("flaxcnn", "flaxcnn, plain", torch)
         )
         rows.append(
             f"| {arch}, {mode}, {size} px, batch {batch}, {precision} | {ours} | {plain} "

@@ -32,6 +32,7 @@ from benchmarks.row_files import make_folders, write_csv, write_json
 
 OURS, THEIRS = "benchmarks.workloads", "benchmarks.torch_workloads"
 MODES = {"train": "training", "predict": "prediction"}
+LAYOUTS = ("NCHW", "channels_last")
 
 
 class Case(NamedTuple):
@@ -56,11 +57,10 @@ def contestants(case: Case, options: argparse.Namespace, folder: str) -> list[Co
         "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
     plain = environment | {"FLAXCNN_PLAIN_CONVOLUTION": "1"}
-    entries = [
-        Contestant("flaxcnn", OURS, mode, work, environment),
-        Contestant("flaxcnn, plain", OURS, mode, work, plain),
-    ]
-    ways = [("NCHW", False), ("channels_last", False)]
+    entries = [Contestant("flaxcnn", OURS, mode, work, environment)]
+    if not options.no_plain:
+        entries.append(Contestant("flaxcnn, plain", OURS, mode, work, plain))
+    ways = [(layout, False) for layout in options.layout]
     if options.compile:
         ways.append(("channels_last", True))
     for layout, compiled in ways:
@@ -154,7 +154,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--precision", nargs="+", choices=["float32", "bfloat16"], default=["float32"]
     )
     parser.add_argument("--num_classes", type=int, default=10, help="(10)")
+    parser.add_argument(
+        "--layout",
+        nargs="+",
+        choices=list(LAYOUTS),
+        default=list(LAYOUTS),
+        help="of torch in eager mode (both)",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile takes part")
+    parser.add_argument(
+        "--no_plain", action="store_true", help="without linen as everybody writes it"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="7 at least for a median (9)")
     parser.add_argument(
         "--round_seconds", type=float, default=1.0, help="of each in a round, about (1)"

@@ -19,7 +19,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import flaxcnn
-from flaxcnn import pretrained
+from flaxcnn import convolution, onednn, pretrained
 from train import cpu, optim, state, steps
 from train.plan import Plan
 from train.recipes import Precision
@@ -288,13 +288,18 @@ def _facts(program: Any, compile_seconds: float, step: Callable[[], None]) -> di
     of_device = (device.memory_stats() or {}).get("peak_bytes_in_use")
     peak = of_device or _peak_of_process()
     return {
-        "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
+        "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}{_onednn()}",
         "device": device.device_kind,
         "compile_seconds": f"{compile_seconds:.2f}",
         "first_step_seconds": f"{first:.2f}",
         "planned_bytes": str(planned_bytes(program)),
         "peak_bytes": str(peak),
     }
+
+
+def _onednn() -> str:
+    version = onednn.version()
+    return f", oneDNN {version}" if version and not convolution.PLAIN else ""
 
 
 def _peak_of_process() -> int:

@@ -1,14 +1,15 @@
-"""Two-dimensional convolution with a CPU path of its own, chosen from the shapes.
+"""Two-dimensional convolution with CPU paths of its own, chosen from the shapes.
 
-XLA's CPU convolution collapses in places: where the output map is smaller than the kernel (every
-deep network at 32 pixels), in the input gradient of strided convolutions on small maps, in weight
-gradients of 1x1 kernels, and for every kind of grouped convolution. There the same sum is written
-as shifted slices and matrix products; elsewhere, and on every platform but the CPU, it stays
+In float32 oneDNN computes it (`bilinear`), as it does for torch, but where the map is tiny. XLA's
+own convolution does half of what the processor can, and collapses in places: where the output map
+is smaller than the kernel (every deep network at 32 pixels), in the input gradient of strided
+convolutions on small maps, in weight gradients of 1x1 kernels, and for every kind of grouped
+convolution. There, and in other types and where oneDNN is not installed, the same sum is written as
+shifted slices and matrix products; elsewhere, and on every platform but the CPU, it stays
 `jax.lax.conv_general_dilated`. `jax.lax.platform_dependent` makes the choice when the program is
 lowered, so lowering for TPU on a CPU host gives the plain convolution.
 
-All derivatives are JAX's own, of the formulation chosen. (Gradients by hand would be rules on
-`_on_cpu`: a program's other platforms never see it.)
+All derivatives are JAX's own, of the formulation chosen; of oneDNN's, `bilinear`'s.
 
 Where a choice cites times, they are milliseconds of plain / chosen, XLA:CPU of jaxlib 0.10.2 with
 its default flags, 2 cores of a Xeon (model 207, AVX-512), float32, medians of interleaved rounds;
@@ -193,6 +194,15 @@ def _formulation(case: _Case, dtype: Any) -> Formulation:
 
 
 def _suits_onednn(case: _Case) -> bool:
+    """Whether it is faster than what is written for XLA.
+
+    Both ways, ms, the best for XLA / oneDNN, on 2 cores of a Xeon (model 167, AVX-512), XLA's flags
+    as `train.cpu` sets them: 2x2 256->256 3x3, batch 128 3.3 / 7.9, which multiplies padding too;
+    4x4 64->64 5x5, batch 128 5.5 / 2.5; 32x32 16->16, batch 128 27 / 7; 56x56 64->64, batch 8
+    28 / 18; 1x1 kernels, batch 8: 7x7 2048->512 6.5 / 7.7, 14x14 256->1024 6.7 / 6.0, 56x56 64->256
+    10.8 / 6.8; depthwise 4x4x480 3x3, batch 128 9.4 / 0.9; 32 groups of 512, 4x4 stride 2, batch
+    128 12 / 2.7.
+    """
     outputs = math.prod(case.outputs)
     if case.rows.span == case.columns.span == 1 and case.groups == 1:
         return case.batch * outputs >= 1024

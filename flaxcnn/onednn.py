@@ -56,6 +56,12 @@ def available() -> bool:
     return _library() is not None
 
 
+def version() -> str:
+    """Of the library, "" where there is none."""
+    library = _library()
+    return library.version if library else ""
+
+
 def convolve(
     kind: Kind, geometry: Geometry, shapes: tuple[Shape, Shape, Shape], addresses: Sequence[int]
 ) -> None:

@@ -51,8 +51,9 @@ def test_max_pool(
 
 @pytest.mark.parametrize("pads", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 2), (1, 0))])
 @pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 2), (3, 1)])
+@pytest.mark.parametrize("name", ["_max_by_slices", "_max_by_places"])
 def test_the_cpus_max_pool_has_the_plain_ones_gradient(
-    window: int, stride: int, pads: pooling.Pads
+    name: str, window: int, stride: int, pads: pooling.Pads
 ) -> None:
     """Bit for bit, ties included: small integers, of which many windows hold equal ones."""
     x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (2, 9, 8, 3)), jnp.float32)
@@ -61,12 +62,40 @@ def test_the_cpus_max_pool_has_the_plain_ones_gradient(
         y, pullback = jax.vjp(lambda x: pool(x, window, stride, pads), x)
         return y, pullback(jnp.asarray(random_maps(*y.shape)))[0]
 
-    ours, plain = map(value_and_gradient, (pooling._max_by_slices, pooling._max_by_windows))
+    ours, plain = map(value_and_gradient, (getattr(pooling, name), pooling._max_by_windows))
     np.testing.assert_array_equal(ours[0], plain[0])
     np.testing.assert_allclose(ours[1], plain[1], atol=1e-6)  # overlapping windows' sums
 
 
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (3, 1), (5, 3)])
+def test_other_derivatives_of_overlapping_max_pools(window: int, stride: int) -> None:
+    """Forward, of several images by vmap, and of a gradient, in float64."""
+    pads = ((1, 2), (2, 0))
+
+    def derivatives(pool: Any) -> Any:
+        def loss(x: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.sin(pool(x, window, stride, pads)) ** 2)
+
+        x, dx = (jnp.asarray(random_maps(2, 9, 8, 3), float) for _ in range(2))
+        return (
+            jax.jvp(lambda x: pool(x, window, stride, pads), (x,), (jnp.cos(dx),)),
+            jax.vmap(jax.grad(loss))(jnp.stack([x, x[::-1]])),
+            jax.jvp(jax.grad(loss), (x,), (jnp.cos(dx),)),
+            jax.grad(jax.checkpoint(loss))(x),
+        )
+
+    with jax.enable_x64(True):
+        ours, slices = map(derivatives, (pooling._max_by_places, pooling._max_by_slices))
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(slices), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
 def test_max_pool_passes_nan_on() -> None:
+    for window, stride in ((3, 1), (3, 2)):
+        x = random_maps(1, 5, 5, 1)
+        x[0, 2, 2] = np.nan
+        ours = pooling._max_by_places(jnp.asarray(x), window, stride, ((0, 0), (0, 0)))
+        assert np.isnan(ours).all()
     for place in range(4):
         x = np.zeros((1, 2, 2, 1), "float32")
         x[0, place // 2, place % 2] = np.nan
