@@ -284,7 +284,7 @@ def test_synchronous_batch_norm_makes_eight_devices_one() -> None:
 def test_the_train_step_lowers_for_tpu_with_plain_convolutions(precision: str) -> None:
     """Without a TPU. On a CPU most convolutions of resnet18 at 32 pixels take the CPU's paths.
 
-    Convolutions of one shape are one function of the program: there are 11 forward.
+    By oneDNN those of one shape are one function of the program: there are 11 forward.
     """
     plan = dataclasses.replace(PLAN, arch="resnet18", precision=precision)
     model = state.create_model(plan, 1)
@@ -304,5 +304,5 @@ def test_the_train_step_lowers_for_tpu_with_plain_convolutions(precision: str) -
     assert tpu.count("stablehlo.dot_general") == 3
     assert cpu.count("stablehlo.dot_general") + cpu.count("@flaxcnn_onednn") > 30
     assert "onednn" not in tpu
-    assert tpu.count("stablehlo.convolution") > 30 > 20 > cpu.count("stablehlo.convolution")
+    assert tpu.count("stablehlo.convolution") > 30 > cpu.count("stablehlo.convolution")
     assert ("bf16" in tpu) == (precision == "bfloat16")
