@@ -5,7 +5,7 @@ it is made of. So each of the three is the derivative of the others, and a gradi
 `jax.jvp` or a `jax.linearize` stays among them.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,8 +30,19 @@ def convolution(
 
 
 def _bind(a: Any, b: Any, kind: Kind, geometry: Geometry, shapes: Any) -> jax.Array:
+    a, b = _varying_alike(a, b)
     result: jax.Array = _primitive.bind(a, b, kind=kind, geometry=geometry, shapes=shapes)
     return result
+
+
+def _varying_alike(a: Any, b: Any) -> tuple[Any, Any]:
+    """Both varying over the axes of `jax.shard_map` that either varies over, as JAX's own do."""
+    axes: list[frozenset[Any]] = [
+        getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset()) for x in (a, b)
+    ]
+    missing = [tuple(axes[1] - axes[0]), tuple(axes[0] - axes[1])]
+    a, b = (lax.pcast(x, m, to="varying") if m else x for x, m in zip((a, b), missing, strict=True))
+    return a, b
 
 
 # Of the three arrays (images, kernel, outputs) the places of both operands and of the result.
@@ -57,18 +68,14 @@ def _transposed(operand: int) -> Any:
 
 
 def _abstract(a: Any, b: Any, *, kind: Kind, geometry: Geometry, shapes: Any) -> Any:
+    if not a.dtype == b.dtype == np.float32:
+        raise TypeError(f"oneDNN is called with float32 alone, not {a.dtype} and {b.dtype}")
     return a.update(shape=shapes[_PLACES[kind][2]], weak_type=False)
 
 
 def _lower(ctx: Any, a: Any, b: Any, *, kind: Kind, geometry: Geometry, shapes: Any) -> Any:
-    _register()
     numbers = np.array((kind, *geometry.as_numbers()), np.int64)
     return jax.ffi.ffi_lowering(_TARGET)(ctx, a, b, numbers=numbers)
-
-
-@cache
-def _register() -> None:
-    xla_handlers.register(_TARGET, _handle)
 
 
 def _handle(
@@ -110,11 +117,18 @@ def _by_xla(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry, shape
     return jax.linear_transpose(lambda k: forward(a, k), kernel)(b)[0]
 
 
+@partial(jax.jit, static_argnames=("kind", "geometry", "shapes"))
+def _compiled(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry, shapes: Any) -> Any:
+    return _bind(a, b, kind, geometry, shapes)
+
+
 _primitive = Primitive("onednn_convolution")
 _primitive.def_abstract_eval(_abstract)
-_primitive.def_impl(
-    lambda a, b, **parameters: jax.jit(partial(_primitive.bind, **parameters))(a, b)
-)
+_primitive.def_impl(_compiled)
 ad.defbilinear(_primitive, _transposed(0), _transposed(1))
 batching.primitive_batchers[_primitive] = _batched
 mlir.register_lowering(_primitive, _lower, platform="cpu")
+# For a program of several platforms, of which `lax.platform_dependent` chooses when it runs.
+mlir.register_lowering(_primitive, mlir.lower_fun(_by_xla, multiple_results=False))
+# Now, and not with the first convolution: a program read from a file comes without one.
+xla_handlers.register(_TARGET, _handle)

@@ -4,7 +4,8 @@ Its C interface (version 3, `oneapi/dnnl/dnnl.h`) through ctypes, on arrays in t
 convolution's images [N, H, W, C] and kernel [h, w, C / groups, O]. Products and sums are float32.
 
 A primitive (machine code for one case) is made at its first call and kept. The library works with
-threads of its own, as many as the process may use cores, so that one call at a time is run.
+threads of its own for each thread that calls it, as many as the process may use cores or
+`OMP_NUM_THREADS` says, so that one call at a time is run.
 """
 
 import ctypes
@@ -130,6 +131,11 @@ class _Library:
     def do(self, function: str, *arguments: Any) -> None:
         _check(function, getattr(self._quick, f"dnnl_{function}")(*arguments))
 
+    def reorder(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
+        """Without giving the GIL away, which to get back may take longer than this."""
+        self.do("primitive_execute", primitive, self.stream, len(arguments), arguments)
+        self.do("stream_wait", self.stream)
+
     def execute(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
         status = self._slow.dnnl_primitive_execute(
             primitive, self.stream, len(arguments), arguments
@@ -157,7 +163,8 @@ def _library() -> _Library | None:
         return None
     try:
         library = _Library(path)
-    except OSError:  # libgomp, which systems without a compiler may lack
+    # libgomp, which systems without a compiler may lack; or a library that is not as it should be.
+    except (OSError, AttributeError, RuntimeError):
         return None
     return library if library.fitting else None
 
@@ -288,10 +295,10 @@ class _Primitive:
         between = _rounded(working + self._scratchpad_size)
         library.place(self._wanted, between if self._wanted_size else kernel)
         if self._before is not None:
-            library.execute(self._before, self._before_arguments)
+            library.reorder(self._before, self._before_arguments)
         library.execute(self._primitive, self._arguments)
         if self._after is not None:
-            library.execute(self._after, self._after_arguments)
+            library.reorder(self._after, self._after_arguments)
 
 
 @lru_cache(maxsize=2048)  # of the deepest network a training step needs 500

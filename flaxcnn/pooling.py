@@ -75,11 +75,12 @@ def _max_and_place(
     height, width = ((size - window) // stride * stride + 1 for size in x.shape[1:3])
     places = [(i, j) for i in range(window) for j in range(window)]
     found, *others = (x[:, i : i + height : stride, j : j + width : stride] for i, j in places)
-    place = jnp.zeros(found.shape, jnp.uint8)
+    number_type = jnp.uint8 if window < 16 else jnp.uint16
+    place = jnp.zeros(found.shape, number_type)
     for number, other in enumerate(others, 1):
         keep = (other <= found) | jnp.isnan(found)  # as a maximum does, a NaN wins
         found = jnp.where(keep, found, other)
-        place = jnp.where(keep, place, jnp.uint8(number))
+        place = jnp.where(keep, place, number_type(number))
     return found, place
 
 
@@ -129,7 +130,7 @@ def _at_places(
         (0, 0, 0),
     ]
     # No place has this number. The barrier: XLA would test at each element whether it is padding.
-    place = jax.lax.pad(place, jnp.uint8(255), around)
+    place = jax.lax.pad(place, jnp.array(jnp.iinfo(place.dtype).max, place.dtype), around)
     y = jax.lax.optimization_barrier(jax.lax.pad(y, jnp.zeros((), y.dtype), around))
 
     def gathered(row: int, column: int) -> jax.Array:

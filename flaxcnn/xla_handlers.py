@@ -45,7 +45,7 @@ def register(name: str, function: Function) -> None:
             attribute = ctypes.cast(frame.attributes.items[0], ctypes.POINTER(_Array)).contents
             numbers = tuple(attribute.data[: attribute.size])
             function(arguments, _buffer(frame.results.items[0]), numbers)
-        except Exception as error:
+        except BaseException as error:  # KeyboardInterrupt too: no answer would be a success
             return _error(frame, f"{name}: {type(error).__name__}: {error}")
         return None
 

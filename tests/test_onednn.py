@@ -165,6 +165,42 @@ def test_other_platforms_lower_without(platform: str) -> None:
     assert "stablehlo.convolution" in text
 
 
+def test_one_program_for_two_platforms() -> None:
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
+    traced = jax.jit(ours(CASES[0])).trace(x, kernel)
+    text = traced.lower(lowering_platforms=("cpu", "tpu")).as_text()
+    assert "onednn" in text
+    assert "stablehlo.convolution" in text
+
+
+def test_shard_map() -> None:
+    """Of replicated kernels the gradient is summed over the devices."""
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+    def gradient(convolve: Any) -> Any:
+        def loss(x: Any, kernel: Any) -> Any:
+            return jax.lax.psum(jnp.sum(jnp.sin(convolve(x, kernel))), "data")
+
+        def of_kernel(x: Any, kernel: Any) -> Any:
+            return jax.grad(loss, argnums=1)(x, kernel)
+
+        return jax.jit(
+            jax.shard_map(of_kernel, mesh=mesh, in_specs=(split, whole), out_specs=whole)
+        )(x, kernel)
+
+    found, wanted = gradient(ours(CASES[0])), gradient(plain(CASES[0]))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_other_types_are_refused() -> None:
+    geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
+    x, kernel = jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
+    with pytest.raises(TypeError, match="float32 alone, not bfloat16"):
+        bilinear.convolution(x, kernel, geometry, (8, 8))
+
+
 def test_the_same_from_many_threads_and_every_time() -> None:
     """The library's memory is shared: two calls at once would mix their kernels."""
     cases = CASES[:4]

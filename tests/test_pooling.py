@@ -90,6 +90,13 @@ def test_other_derivatives_of_overlapping_max_pools(window: int, stride: int) ->
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
+def test_max_pool_of_a_large_window() -> None:
+    x = random_maps(1, 19, 20, 2)
+    for stride in (1, 17):
+        ours = pooling.max_pool(jnp.asarray(x), 17, stride)
+        np.testing.assert_array_equal(ours, max_pool_by_loops(x, 17, stride, 0, False))
+
+
 def test_max_pool_passes_nan_on() -> None:
     for window, stride in ((3, 1), (3, 2)):
         x = random_maps(1, 5, 5, 1)

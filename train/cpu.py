@@ -8,6 +8,7 @@ import importlib.util
 import mmap
 import os
 import platform
+import sys
 from importlib import metadata
 
 from flaxcnn.convolution import PLAIN
@@ -29,6 +30,9 @@ def prepare() -> None:
         return
     keep_freed_memory()
     choose_flags()
+    # XLA calls oneDNN through Python: beside a thread that computes in Python each convolution
+    # would wait for the interpreter, up to 5 ms.
+    sys.setswitchinterval(1e-4)
 
 
 def choose_flags() -> bool:
