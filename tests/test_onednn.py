@@ -1,5 +1,6 @@
 """Convolutions by oneDNN against XLA's in float64, with all their derivatives."""
 
+import platform
 import sys
 import threading
 from functools import partial
@@ -17,8 +18,9 @@ from flaxcnn.onednn import Geometry, Kind
 
 PADS = tuple[tuple[int, int], tuple[int, int]]
 
-if not onednn.available():
-    pytest.skip(f"{onednn.PACKAGE} is not installed", allow_module_level=True)
+# Where the package is built for, it is a dependency: that it cannot be loaded there is a failure.
+if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    pytest.skip(f"{onednn.PACKAGE} is for x86-64 Linux", allow_module_level=True)
 
 
 class Case(NamedTuple):
@@ -88,7 +90,11 @@ def in_both(case: Case, function: Any, *arrays: np.ndarray) -> Any:
 
 
 def assert_close(actual: Any, desired: Any, relative: float) -> None:
-    """Compares with the size of the largest element: single elements may cancel."""
+    """Compares with the size of the largest element: single elements may cancel.
+
+    float32 rounds at 6e-8, and errors of sums add up as the root of their length: a few 1e-7 for
+    one convolution, ten times that where one is made of another's.
+    """
     assert jax.tree.structure(actual) == jax.tree.structure(desired)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
         assert a.shape == b.shape
@@ -148,19 +154,23 @@ def test_checkpoint_pmap_and_no_jit() -> None:
 
     wanted = jax.grad(partial(loss, plain(case)), argnums=(0, 1))(x, kernel)
     again = jax.grad(partial(loss, jax.checkpoint(ours(case))), argnums=(0, 1))(x, kernel)
-    for a, b in zip(again, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+    assert_close(list(again), list(wanted), relative=2e-6)
     many = jax.pmap(ours(case), in_axes=(0, None))(jnp.stack([x] * 8), kernel)
     for one in many:
         np.testing.assert_array_equal(one, many[0])
-    np.testing.assert_allclose(many[0], ours(case)(x, kernel), rtol=0, atol=1e-4)
+    assert_close(many[0], ours(case)(x, kernel), relative=1e-6)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_other_platforms_lower_without(platform: str) -> None:
+def test_it_is_there() -> None:
+    assert onednn.available()
+    assert onednn.version().startswith("3.")
+
+
+@pytest.mark.parametrize("target", ["tpu", "cuda"])
+def test_other_platforms_lower_without(target: str) -> None:
     x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
     gradients = jax.grad(lambda x, kernel: ours(CASES[0])(x, kernel).sum(), argnums=(0, 1))
-    text = jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    text = jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(target,)).as_text()
     assert "onednn" not in text
     assert "stablehlo.convolution" in text
 
@@ -191,7 +201,8 @@ def test_shard_map() -> None:
         )(x, kernel)
 
     found, wanted = gradient(ours(CASES[0])), gradient(plain(CASES[0]))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    # Both are float32, and a sine of sums around 12 has twelve times their error.
+    assert_close(found, wanted, relative=1e-5)
 
 
 def test_other_types_are_refused() -> None:
