@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-FLOAT32 = 11  # XLA_FFI_DataType_F32
 _METADATA = 1  # XLA_FFI_Extension_Metadata
 _INTERNAL = 13  # XLA_FFI_Error_Code_INTERNAL
 
@@ -20,7 +19,6 @@ class Buffer(NamedTuple):
 
     address: int
     shape: tuple[int, ...]
-    dtype: int
 
 
 # Called with the arguments, the result, and the integers of the attribute.
@@ -66,7 +64,7 @@ def _is_question(extension: int) -> bool:
 
 def _buffer(pointer: int) -> Buffer:
     raw = ctypes.cast(pointer, ctypes.POINTER(_Buffer)).contents
-    return Buffer(raw.data, tuple(raw.dimensions[: raw.rank]), raw.dtype)
+    return Buffer(raw.data, tuple(raw.dimensions[: raw.rank]))
 
 
 def _error(frame: Any, message: str) -> int | None:
