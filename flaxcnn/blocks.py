@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 
 from flaxcnn.convolution import conv_general_dilated
+from flaxcnn.matrix_product import dot_general
 
 Initializer = Callable[..., jax.Array]
 NormFactory = Callable[..., nn.Module]
@@ -91,7 +92,7 @@ def dense(
         bias_init=bias_init,
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
-        dot_general=jax.lax.dot_general if copies == 1 else partial(_dot_of_copies, copies),
+        dot_general=dot_general if copies == 1 else partial(_dot_of_copies, copies),
         name=name,
     )
 
@@ -112,7 +113,7 @@ def _dot_of_copies(
         preferred_element_type=at_least_float32(kernel.dtype),
     )
     total = total.astype(kernel.dtype).reshape(-1, kernel.shape[1])
-    return jax.lax.dot_general(x[:, : len(total)], total, *arguments, **options)
+    return dot_general(x[:, : len(total)], total, *arguments, **options)
 
 
 class BatchNorm(nn.Module):

@@ -1,15 +1,15 @@
 """Two-dimensional convolution with CPU paths of its own, chosen from the shapes.
 
-In float32 oneDNN computes it (`bilinear`), as it does for torch, but where the map is tiny. XLA's
-own convolution does half of what the processor can, and collapses in places: where the output map
-is smaller than the kernel (every deep network at 32 pixels), in the input gradient of strided
-convolutions on small maps, in weight gradients of 1x1 kernels, and for every kind of grouped
-convolution. There, and in other types and where oneDNN is not installed, the same sum is written as
-shifted slices and matrix products; elsewhere, and on every platform but the CPU, it stays
-`jax.lax.conv_general_dilated`. `jax.lax.platform_dependent` makes the choice when the program is
-lowered, so lowering for TPU on a CPU host gives the plain convolution.
+In float32 oneDNN computes it (`onednn_convolution`), as it does for torch, but where the map is
+tiny. XLA's own convolution does half of what the processor can, and collapses in places: where the
+output map is smaller than the kernel (every deep network at 32 pixels), in the input gradient of
+strided convolutions on small maps, in weight gradients of 1x1 kernels, and for every kind of
+grouped convolution. There, and in other types and where oneDNN is not installed, the same sum is
+written as shifted slices and matrix products; elsewhere, and on every platform but the CPU, it
+stays `jax.lax.conv_general_dilated`. `jax.lax.platform_dependent` makes the choice when the program
+is lowered, so lowering for TPU on a CPU host gives the plain convolution.
 
-All derivatives are JAX's own, of the formulation chosen; of oneDNN's, `bilinear`'s.
+All derivatives are JAX's own, of the formulation chosen; of oneDNN's, those of `bilinear`.
 
 Where a choice cites times, they are milliseconds of plain / chosen, XLA:CPU of jaxlib 0.10.2 with
 its default flags, 2 cores of a Xeon (model 207, AVX-512), float32, medians of interleaved rounds;
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import PrecisionLike
 
-from flaxcnn import bilinear, onednn
+from flaxcnn import onednn, onednn_convolution
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
 
@@ -253,7 +253,7 @@ def _by_onednn(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
         high=(rows.high, columns.high),
         groups=case.groups,
     )
-    return bilinear.convolution(x, kernel, geometry, case.outputs)
+    return onednn_convolution.convolution(x, kernel, geometry, case.outputs)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:

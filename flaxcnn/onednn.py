@@ -15,23 +15,14 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import IntEnum
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flaxcnn.bilinear import Kind, Shape, Shapes
+
 PACKAGE = "onednn-cpu-gomp"
-
-Shape = tuple[int, ...]
-
-
-class Kind(IntEnum):
-    """What is computed, of which two arrays."""
-
-    FORWARD = 0  # outputs, of images and kernel
-    IMAGE_GRADIENT = 1  # of kernel and the outputs' gradient
-    KERNEL_GRADIENT = 2  # of images and the outputs' gradient
 
 
 class Geometry(NamedTuple):
@@ -63,9 +54,7 @@ def version() -> str:
     return library.version if library else ""
 
 
-def convolve(
-    kind: Kind, geometry: Geometry, shapes: tuple[Shape, Shape, Shape], addresses: Sequence[int]
-) -> None:
+def convolve(kind: Kind, geometry: Geometry, shapes: Shapes, addresses: Sequence[int]) -> None:
     """Computes `kind` in place; shapes and addresses are of images, kernel and outputs.
 
     Raises:
@@ -83,8 +72,8 @@ _QUERY_WEIGHTS, _QUERY_WEIGHTS_GRADIENT, _QUERY_SCRATCHPAD = 131, 132, 136
 # DNNL_ARG_... of images, kernel and outputs.
 _ARGUMENTS = {
     Kind.FORWARD: (1, 33, 17),
-    Kind.IMAGE_GRADIENT: (129, 33, 145),
-    Kind.KERNEL_GRADIENT: (1, 161, 145),
+    Kind.FIRST_GRADIENT: (129, 33, 145),
+    Kind.SECOND_GRADIENT: (1, 161, 145),
 }
 
 _lock = threading.Lock()
@@ -246,9 +235,7 @@ def _destroy(library: _Library, everything: list[tuple[str, ctypes.c_void_p]]) -
 class _Primitive:
     """One convolution, and the kernel's way to the layout that the library wants and back."""
 
-    def __init__(
-        self, library: _Library, kind: Kind, geometry: Geometry, shapes: tuple[Shape, Shape, Shape]
-    ) -> None:
+    def __init__(self, library: _Library, kind: Kind, geometry: Geometry, shapes: Shapes) -> None:
         images, kernel, outputs = shapes
         made = _Made(library)
         ours = made.layout(*_kernel_layout(kernel, geometry.groups))
@@ -258,7 +245,7 @@ class _Primitive:
             made.layout(*_image_layout(outputs)),
         )
         description = _describe(made, kind, geometry, layouts)
-        query = _QUERY_WEIGHTS_GRADIENT if kind is Kind.KERNEL_GRADIENT else _QUERY_WEIGHTS
+        query = _QUERY_WEIGHTS_GRADIENT if kind is Kind.SECOND_GRADIENT else _QUERY_WEIGHTS
         wanted = library.chosen_layout(description, query)
         scratchpad = library.chosen_layout(description, _QUERY_SCRATCHPAD)
 
@@ -277,7 +264,7 @@ class _Primitive:
         if library.equal(wanted, ours):
             return
         self._wanted_size = library.size(wanted)
-        if kind is Kind.KERNEL_GRADIENT:
+        if kind is Kind.SECOND_GRADIENT:
             self._after = _reorder(made, wanted, ours)
             self._after_arguments = _arguments((_SOURCE, self._wanted), (_TARGET, self._ours))
         else:
@@ -302,7 +289,7 @@ class _Primitive:
 
 
 @lru_cache(maxsize=2048)  # of the deepest network a training step needs 500
-def _primitive(kind: Kind, geometry: Geometry, shapes: tuple[Shape, Shape, Shape]) -> _Primitive:
+def _primitive(kind: Kind, geometry: Geometry, shapes: Shapes) -> _Primitive:
     library = _library()
     if library is None:
         raise RuntimeError(f"oneDNN is not installed (the package {PACKAGE})")
@@ -330,7 +317,7 @@ def _describe(
     )
     if kind is Kind.FORWARD:
         return forward
-    if kind is Kind.IMAGE_GRADIENT:
+    if kind is Kind.FIRST_GRADIENT:
         name, arrays = "data", [images, kernel, outputs]
     else:
         name, arrays = "weights", [images, kernel, no_bias, outputs]

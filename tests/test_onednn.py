@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from flaxcnn import bilinear, convolution, onednn
+from flaxcnn import convolution, onednn, onednn_convolution
+from flaxcnn.bilinear import Kind
 from flaxcnn.convolution import conv_general_dilated
-from flaxcnn.onednn import Geometry, Kind
+from flaxcnn.onednn import Geometry
 
 PADS = tuple[tuple[int, int], tuple[int, int]]
 
@@ -209,7 +210,7 @@ def test_other_types_are_refused() -> None:
     geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
     x, kernel = jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
     with pytest.raises(TypeError, match="float32 alone, not bfloat16"):
-        bilinear.convolution(x, kernel, geometry, (8, 8))
+        onednn_convolution.convolution(x, kernel, geometry, (8, 8))
 
 
 def test_the_same_from_many_threads_and_every_time() -> None:
@@ -246,7 +247,7 @@ def test_an_error_is_the_programs_error() -> None:
             Kind.FORWARD, geometry, ((1, 8, 8, 4), (3, 3, 4, 4), (1, 5, 5, 4)), (0, 0, 0)
         )
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
-    program = jax.jit(lambda x, k: bilinear.convolution(x, k, geometry, (5, 5)))
+    program = jax.jit(lambda x, k: onednn_convolution.convolution(x, k, geometry, (5, 5)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="dnnl_convolution_forward"):
         program(x, kernel).block_until_ready()
 

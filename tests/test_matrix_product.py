@@ -1,0 +1,126 @@
+"""The turned products of dense layers against plain ones in float64, with all their derivatives."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from flaxcnn import blocks, matrix_product
+
+NUMBERS = (((1,), (0,)), ((), ()))
+ROWS, KERNEL = (3, 1500), (1500, 1400)  # just large enough to be turned
+
+
+def operands(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=ROWS), rng.normal(size=KERNEL)
+
+
+def in_both(function: Any, *arrays: np.ndarray) -> tuple[Any, Any]:
+    """`function(product, *arrays)` turned in float32, and plain in float64."""
+    ours = partial(matrix_product.dot_general, dimension_numbers=NUMBERS)
+    plain = partial(lax.dot_general, dimension_numbers=NUMBERS)
+    single = [jnp.asarray(a, jnp.float32) for a in arrays]
+    assert "dense_product" in str(jax.make_jaxpr(ours)(*single[:2]))
+    found = jax.jit(partial(function, ours))(*single)
+    with jax.enable_x64(True):
+        wanted = jax.jit(partial(function, plain))(*(jnp.asarray(a, jnp.float64) for a in arrays))
+    return found, wanted
+
+
+def assert_close(found: Any, wanted: Any, relative: float) -> None:
+    """Of the largest element; float32 sums of 1,500 products err by a few 1e-7 of it."""
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=relative * np.abs(b).max())
+
+
+def test_values_and_gradients() -> None:
+    def function(product: Any, x: Any, kernel: Any) -> Any:
+        y, back = jax.vjp(product, x, kernel)
+        # The cotangent differs at each output, so that misplaced gradients show.
+        return y, *back(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    assert_close(*in_both(function, *operands()), relative=1e-6)
+
+
+def test_derivatives_forward_and_of_derivatives() -> None:
+    def function(product: Any, x: Any, kernel: Any, dx: Any, dkernel: Any) -> Any:
+        def gradients(x: Any, kernel: Any) -> Any:
+            return jax.grad(lambda *a: jnp.sum(jnp.square(product(*a))), (0, 1))(x, kernel)
+
+        forward = jax.jvp(product, (x, kernel), (dx, dkernel))
+        _, of_gradients = jax.jvp(gradients, (x, kernel), (dx, dkernel))  # forward over reverse
+        _, back = jax.vjp(gradients, x, kernel)  # reverse over reverse
+        return forward, of_gradients, back((dx, dkernel))
+
+    assert_close(*in_both(function, *operands(), *operands(1)), relative=5e-6)
+
+
+def test_vmap() -> None:
+    def function(product: Any, x: Any, kernel: Any, more: Any) -> Any:
+        rows = jnp.stack([x, more])
+        return (
+            jax.vmap(product, (0, None), out_axes=1)(rows, kernel),
+            jax.vmap(product)(rows, jnp.stack([kernel, 3 * kernel])),
+        )
+
+    assert_close(*in_both(function, *operands(), operands(1)[0]), relative=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_other_platforms_are_given_the_plain_product(platform: str) -> None:
+    def gradients(x: jax.Array, kernel: jax.Array) -> Any:
+        ours = partial(matrix_product.dot_general, dimension_numbers=NUMBERS)
+        return jax.grad(lambda *a: jnp.sum(jnp.sin(ours(*a))), (0, 1))(x, kernel)
+
+    arrays = [jnp.asarray(a, jnp.float32) for a in operands()]
+    traced = jax.jit(gradients).trace(*arrays)
+    theirs, cpu = (
+        traced.lower(lowering_platforms=(p,)).as_text().count("stablehlo.optimization_barrier")
+        for p in (platform, "cpu")
+    )
+    assert theirs == 0 < cpu
+
+
+@pytest.mark.parametrize(
+    ("rows", "kernel", "dtype", "options"),
+    [
+        ((1, 1500), KERNEL, jnp.float32, {}),
+        ((65, 1500), KERNEL, jnp.float32, {}),
+        (ROWS, (1500, 1300), jnp.float32, {}),
+        (ROWS, KERNEL, jnp.bfloat16, {}),
+        (ROWS, KERNEL, jnp.float32, {"precision": "highest"}),
+        (ROWS, KERNEL, jnp.float32, {"preferred_element_type": jnp.float32}),
+        ((2, 3, 1500), KERNEL, jnp.float32, {}),
+    ],
+)
+def test_others_stay_plain(rows: Any, kernel: Any, dtype: Any, options: Any) -> None:
+    numbers = (((len(rows) - 1,), (0,)), ((), ()))
+    product = partial(matrix_product.dot_general, dimension_numbers=numbers, **options)
+    program = str(jax.make_jaxpr(product)(jnp.zeros(rows, dtype), jnp.zeros(kernel, dtype)))
+    assert "dense_product" not in program
+    assert "dot_general" in program
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_dense_layers_take_it(copies: int) -> None:
+    features = 1400 * copies
+    layer = blocks.dense(
+        features,
+        kernel_init=blocks.uniform_fan_in(1500),
+        copies=copies,
+        dtype=jnp.float32,
+        name="x",
+    )
+    x = jnp.tile(jnp.asarray(operands()[0], jnp.float32)[:, : 1500 // copies], (1, copies))
+    variables = layer.init(jax.random.key(0), x)
+    assert "dense_product" in str(jax.make_jaxpr(layer.apply)(variables, x))
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    wanted = np.float64(x) @ np.float64(kernel) + np.float64(bias)
+    np.testing.assert_allclose(layer.apply(variables, x), wanted, rtol=0, atol=1e-6)
