@@ -61,6 +61,7 @@ def plan_for(
         dropout_rate=None,
         clip_norm=0.0,
         ema_decay=0.0,
+        conv_init="network",
         head_init="network",
         augmentation="none",
         flip=False,

@@ -25,6 +25,7 @@ PLAN = Plan(
     dropout_rate=None,
     clip_norm=0.0,
     ema_decay=0.0,
+    conv_init="network",
     head_init="network",
     augmentation="pad_crop",
     flip=False,

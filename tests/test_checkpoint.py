@@ -1,6 +1,7 @@
 """Checkpoints: exact, complete or not there, and only under their own plan."""
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -60,6 +61,23 @@ def test_another_plan_is_refused_by_its_differences(tmp_path: pathlib.Path) -> N
         pytest.raises(
             UsageError, match=r"batch_size 16 there, 32 here; momentum 0.9 there, 0.8 here"
         ),
+    ):
+        checkpoints.restore(make_state(0))
+
+
+def test_a_plan_from_before_a_field_was_there_fits_its_default(tmp_path: pathlib.Path) -> None:
+    with Checkpoints(str(tmp_path), PLAN) as checkpoints:
+        checkpoints.save(make_state(1))
+    file = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+    kept = json.loads(file.read_text())
+    del kept["plan"]["remat"]
+    file.write_text(json.dumps(kept))
+    with Checkpoints(str(tmp_path), PLAN) as checkpoints:
+        assert checkpoints.restore(make_state(0)) is not None
+    other = dataclasses.replace(PLAN, remat=True)
+    with (
+        Checkpoints(str(tmp_path), other) as checkpoints,
+        pytest.raises(UsageError, match="fit: remat False there, True here;"),
     ):
         checkpoints.restore(make_state(0))
 

@@ -71,6 +71,7 @@ def test_flags_overrule_the_recipe() -> None:
         "label_smoothing": 0.1,
         "dropout_rate": 0.25,
         "clip_norm": 3.0,
+        "conv_init": "he",
         "head_init": "network",
         "augmentation": "resized_crop",
         "schedule": "step",

@@ -54,6 +54,18 @@ def test_a_run_from_beginning_to_end(tmp_path: pathlib.Path) -> None:
     assert "momentum 0.9 there, 0.5 here" in refused
 
 
+@pytest.mark.slow
+def test_a_deep_network_of_2013_learns_from_the_small_recipe(tmp_path: pathlib.Path) -> None:
+    """From its own start, N(0, 0.01) for pixels of 0 to 255, its loss stayed at ln 10."""
+    said = runs.run(
+        "--arch=zfnet", "--steps=45", "--log_every=15", "--eval_every=45", f"--workdir={tmp_path}"
+    )
+    assert "convolutions start he, dense layers start lecun" in said
+    losses = [record["loss"] for record in runs.records(tmp_path, "train")]
+    assert len(losses) == 3
+    assert losses[-1] < 2.0 < losses[0]
+
+
 def test_a_step_that_waits_for_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one would whose batch is not on the devices yet."""
     right = steps.train_over_devices

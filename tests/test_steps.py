@@ -224,6 +224,20 @@ def test_lecun_head_starts_dense_layers_alone_afresh() -> None:
         assert [float(k.std()) for k in kernels] == pytest.approx(expected, rel=0.1)
 
 
+def test_he_start_draws_convolutions_alone_afresh() -> None:
+    params = {}
+    for conv_init in ("network", "he"):
+        plan = dataclasses.replace(PLAN, conv_init=conv_init)
+        optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
+        params[conv_init] = state.create_state(state.create_model(plan, 1), plan, optimiser).params
+    network, he = params["network"], params["he"]
+    np.testing.assert_array_equal(network["F6"]["kernel"], he["F6"]["kernel"])
+    for name, fan_in in (("C1", 25), ("C5", 16 * 25)):
+        assert float(he[name]["kernel"].std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+        assert float(network[name]["kernel"].std()) < 0.5 * float(he[name]["kernel"].std())
+        np.testing.assert_array_equal(network[name]["bias"], he[name]["bias"])
+
+
 def test_what_the_network_lacks_is_refused() -> None:
     from train.errors import UsageError
 

@@ -77,6 +77,7 @@ def test_images_are_prepared_as_those_of_the_weights(tmp_path: pathlib.Path) -> 
         (("--freeze_bn=True",), "give them, such as --weights=DEFAULT"),
         (("--weights=w.pth", "--transfer=probe"), "expected linear_probe, finetune, layerwise or"),
         (("--weights=w.pth",), "w.pth: cannot be read: No such file"),
+        (("--weights=w.pth", "--conv_init=he"), "--conv_init=he draws convolutions anew"),
         (("--weights=w.pth", "--head_init=lecun"), "--head_init=lecun draws dense layers anew"),
         (("--weights=w.pth", "--lr_decay=0"), "--lr_decay must be above 0"),
         (("--weights=w.pth", "--head_lr_scale=-1"), "--head_lr_scale must be above 0"),

@@ -94,6 +94,7 @@ class Checkpoints:
 
     def _check_plan(self, saved: dict[str, Any]) -> None:
         ours = dataclasses.asdict(self._plan)
+        saved = {**self._plan.later_fields(), **saved}
         differing = [
             f"{name} {saved.get(name)!r} there, {ours.get(name)!r} here"
             for name in sorted({*saved, *ours})

@@ -15,7 +15,7 @@ from train import datasets
 from train.datasets import Dataset
 from train.errors import UsageError
 from train.plan import Plan
-from train.recipes import RECIPES, Augmentation, HeadInit, Precision, Recipe, Schedule
+from train.recipes import RECIPES, Augmentation, ConvInit, HeadInit, Precision, Recipe, Schedule
 from train.transfer import preparation
 
 T = TypeVar("T")
@@ -117,6 +117,8 @@ class Config:
     ema_decay: float | None = None
     # Largest global norm of the gradient; 0: no limit. None: the recipe's.
     clip_norm: float | None = None
+    # Start of the convolutions: the network's own, or N(0, 2 / fan_in) (he). None: the recipe's.
+    conv_init: ConvInit | None = None
     # Start of the dense layers: the network's own, or N(0, 1 / fan_in) (lecun); with --weights, of
     # a new last layer, zero. None: the recipe's.
     head_init: HeadInit | None = None
@@ -136,6 +138,9 @@ class Config:
     # Batch normalisation over each device's images (local), all devices' (sync), or those of N
     # neighbouring devices (group:N).
     bn: str = "local"
+    # Whether of each block only the input is kept for the gradient, and the rest computed a second
+    # time: less memory and more time on an accelerator (XLA undoes it on a CPU). None: no.
+    remat: bool | None = None
     # Number of threads that read and augment images, per process.
     read_threads: int = 4
     # host:port of process 0, for a run of several processes. None: as the cluster says, if any.
@@ -214,6 +219,8 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
     # A recipe's "zero" is for a layer that is new on trained weights, its "lecun" for fresh ones.
     if config.head_init is None and (recipe.head_init == "zero") != (config.weights is not None):
         recipe = dataclasses.replace(recipe, head_init="network")
+    if config.conv_init is None and config.weights is not None:
+        recipe = dataclasses.replace(recipe, conv_init="network")
     batch_size = recipe.batch_size
     _require(batch_size >= 1, "--batch_size must be at least 1")
     _require(
@@ -249,6 +256,7 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         dropout_rate=recipe.dropout_rate,
         clip_norm=recipe.clip_norm,
         ema_decay=recipe.ema_decay,
+        conv_init=recipe.conv_init,
         head_init=recipe.head_init,
         augmentation=recipe.augmentation,
         # A probe's features are of each image once.
@@ -256,6 +264,7 @@ def make_plan(config: Config, dataset: Dataset, devices: int, accelerated: bool)
         seed=config.seed,
         precision=_precision(config, accelerated),
         bn=config.bn,
+        remat=bool(config.remat),
         weights=config.weights,
         transfer=config.weights and (config.transfer or "finetune"),
         freeze_bn=recipe.freeze_bn and config.weights is not None,
@@ -330,6 +339,10 @@ def _check_transfer(config: Config) -> None:
             config.weights is not None or not given,
             f"--{flag} is of what --weights start from; give them, such as --weights=DEFAULT",
         )
+    _require(
+        config.weights is None or config.conv_init in (None, "network"),
+        f"--conv_init={config.conv_init} draws convolutions anew, and --weights has them",
+    )
     _require(
         config.weights is None or config.head_init != "lecun",
         "--head_init=lecun draws dense layers anew, and --weights has them",

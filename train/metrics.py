@@ -153,6 +153,7 @@ def header(plan: Plan, parameters: int, trained: int, macs: int, workdir: str | 
         f"dropout {plan.dropout_rate:g}" if plan.dropout_rate is not None else "",
         f"gradient norm at most {plan.clip_norm:g}" if plan.clip_norm else "",
         f"moving average {plan.ema_decay:g}" if plan.ema_decay else "",
+        "convolutions start he" if plan.conv_init == "he" else "",
         _HEADS.get(plan.head_init, ""),
         " and ".join(filter(None, augmentations)) or "no augmentation",
     ]

@@ -1,9 +1,10 @@
 """What will be run: every value concrete, nothing left to a recipe."""
 
 import dataclasses
+from typing import Any
 
 from train.errors import UsageError
-from train.recipes import Augmentation, HeadInit, Precision, Schedule
+from train.recipes import Augmentation, ConvInit, HeadInit, Precision, Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,17 +33,25 @@ class Plan:
     dropout_rate: float | None  # None: the network's own
     clip_norm: float  # 0: no limit
     ema_decay: float  # of the average that is evaluated; 0: none
+    conv_init: ConvInit = "network"
     head_init: HeadInit
     augmentation: Augmentation
     flip: bool
     seed: int
     precision: Precision
     bn: str  # local, sync or group:N
+    remat: bool = False  # whether blocks are computed a second time for the gradient
     weights: str | None = None  # what it starts from
     transfer: str | None = None  # linear_probe, finetune, layerwise or from:STAGE; with weights
     freeze_bn: bool = False  # whether all batch normalisation stays as in the weights
     head_lr_scale: float = 1.0  # multiplies the learning rate of the last layer
     lr_decay: float = 1.0  # of layerwise: multiplies it from stage to stage towards the image
+
+    @classmethod
+    def later_fields(cls) -> dict[str, Any]:
+        """The fields with defaults: what a plan from before there was one of them had."""
+        fields = dataclasses.fields(cls)
+        return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
 
     @property
     def epochs(self) -> float:

@@ -13,6 +13,7 @@ from flax import linen as nn
 import flaxcnn
 from flaxcnn.blocks import BatchNorm
 from flaxcnn.network import Network
+from train import remat
 from train.errors import UsageError
 from train.plan import Plan
 from train.transfer import EVERYTHING, Split
@@ -78,6 +79,8 @@ def create_model(plan: Plan, devices: int, **others: Any) -> Network:
         raise UsageError(f"--dropout_rate: {error}") from None
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if plan.remat and not remat.has_blocks(variables["params"]):
+        raise UsageError(f"--remat: {plan.arch} has no blocks, of which to keep the inputs alone")
     if plan.bn == "local":
         return model
     if "batch_stats" not in variables:
@@ -128,17 +131,20 @@ def state_of(
 def _init(model: nn.Module, plan: Plan, key: jax.Array) -> Any:
     images = jnp.zeros((1, plan.image_size, plan.image_size, plan.channels))
     variables = model.init(key, images, train=False)
+    params = variables["params"]
+    if plan.conv_init == "he":
+        params = _drawn_anew(params, 4, 2.0, key)
     if plan.head_init == "lecun":
-        variables["params"] = _dense_from_lecun_normal(variables["params"], key)
-    return variables
+        params = _drawn_anew(params, 2, 1.0, key)
+    return {**variables, "params": params}
 
 
-def _dense_from_lecun_normal(params: Any, key: jax.Array) -> Any:
-    """Every dense kernel [in, out] drawn anew from N(0, 1 / in): see `--head_init`."""
+def _drawn_anew(params: Any, rank: int, scale: float, key: jax.Array) -> Any:
+    """The kernels of that rank, [..., in, out], from N(0, scale / fan_in): dense have 2, conv 4."""
     leaves, tree = jax.tree.flatten(params)
-    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
     fresh = [
-        init(jax.random.fold_in(key, i), leaf.shape, leaf.dtype) if leaf.ndim == 2 else leaf
+        init(jax.random.fold_in(key, i), leaf.shape, leaf.dtype) if leaf.ndim == rank else leaf
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(tree, fresh)

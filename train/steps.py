@@ -6,6 +6,7 @@ see to; `pmap` would not notice if it were not.
 """
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -17,6 +18,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxcnn import GoogLeNetOutput
+from train import remat
 from train.plan import Plan
 from train.state import AXIS, Totals, TrainState
 from train.transfer import EVERYTHING, Split
@@ -58,7 +60,8 @@ def make_train_step(
         # Folded once more than the keys of the initial weights, so that none is used twice.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), 0)
         variables = state.variables | {"params": split.merged(state.params, trained)}
-        with nn.intercept_methods(split.intercept):
+        kept_or_not = remat.blocks_computed_twice() if plan.remat else contextlib.nullcontext()
+        with kept_or_not, nn.intercept_methods(split.intercept):
             output, updates = model.apply(
                 variables,
                 normalised(batch["image"], mean_and_std),
