@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import PrecisionLike
 
-from flaxcnn import onednn, onednn_convolution
+from flaxcnn import onednn, onednn_convolution, space_to_depth
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
 
@@ -90,6 +90,10 @@ class _Case(NamedTuple):
     def outputs(self) -> tuple[int, int]:
         return self.rows.outputs, self.columns.outputs
 
+    @property
+    def strides(self) -> tuple[int, int]:
+        return self.rows.stride, self.columns.stride
+
 
 Formulation = Callable[[jax.Array, jax.Array, _Case], jax.Array]
 
@@ -136,7 +140,7 @@ def conv_general_dilated(
     case = _case(
         lhs.shape, rhs.shape, window_strides, padding, rhs_dilation, feature_group_count, precision
     )
-    if case is None or _formulation(case, lhs.dtype) is _plain:
+    if case is None or (_formulation(case, lhs.dtype) is _plain and not _in_blocks_on_tpu(case)):
         return plain(lhs, rhs)
     return _by_platform(lhs, rhs, case)
 
@@ -177,9 +181,21 @@ def _case(
 
 @partial(jax.jit, static_argnums=2)  # so that outside a jit it is compiled once per case
 def _by_platform(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
-    return lax.platform_dependent(
-        x, kernel, cpu=partial(_on_cpu, case=case), default=partial(_plain, case=case)
-    )
+    platforms = {"cpu": partial(_on_cpu, case=case)}
+    if _in_blocks_on_tpu(case):
+        platforms["tpu"] = partial(_in_blocks, case=case)
+    return lax.platform_dependent(x, kernel, **platforms, default=partial(_plain, case=case))
+
+
+def _in_blocks_on_tpu(case: _Case) -> bool:
+    usual = case.groups == case.rows.dilation == case.columns.dilation == 1
+    suits = space_to_depth.suits(case.in_channels, case.strides)
+    return space_to_depth.WANTED and usual and suits and case.precision is None
+
+
+def _in_blocks(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
+    padding = [(axis.low, axis.high) for axis in (case.rows, case.columns)]
+    return space_to_depth.convolution(x, kernel, case.strides, padding)
 
 
 def _on_cpu(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
@@ -247,7 +263,7 @@ def _by_onednn(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
     """As torch computes it."""
     rows, columns = case.rows, case.columns
     geometry = onednn.Geometry(
-        strides=(rows.stride, columns.stride),
+        strides=case.strides,
         dilation=(rows.dilation, columns.dilation),
         low=(rows.low, columns.low),
         high=(rows.high, columns.high),
