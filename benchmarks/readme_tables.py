@@ -9,6 +9,7 @@ import csv
 import inspect
 import pathlib
 import statistics
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,35 +47,75 @@ def _parameters(name: str) -> int:
 
 
 # ------------------------------------------------------------------------------ beside torchvision
+class Compared(NamedTuple):
+    """Where a time of ours beside torch's belongs."""
+
+    arch: str
+    mode: str
+    image_size: str
+    batch_size: str
+    precision: str
+
+
 def versus_torchvision() -> str:
-    """One row per case: medians of the step, and their ratio in pairs to the fastest torch."""
-    rows = [
-        "| on a CPU | flaxcnn, ms | plain linen, ms | fastest torch, ms | ratio | rounds |",
-        "|---|---:|---:|---|---:|---:|",
-    ]
-    cases: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    """How many times as long as the fastest torch: one row per network, one column per work."""
+    cases = _compared()
+    columns = sorted({_work(case) for case in cases}, key=_order_of_work)
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for arch in dict.fromkeys(case.arch for case in cases):
+        cells = {_work(case): _cell(times) for case, times in cases.items() if case.arch == arch}
+        lines.append(f"| {arch} | {' | '.join(cells.get(work, '') for work in columns)} |")
+    return "\n".join(lines)
+
+
+def versus_plain() -> str:
+    """The cases in which linen as everybody writes it took part: medians of the step."""
+    lines = ["| | flaxcnn, ms | plain linen, ms | fastest torch, ms |", "|---|---:|---:|---|"]
+    for case, times in _compared().items():
+        if "flaxcnn, plain" in times:
+            torch = _fastest_torch(times)
+            ours, plain, theirs = (
+                f"{_median(times[name]):.0f}" for name in ("flaxcnn", "flaxcnn, plain", torch)
+            )
+            layout = torch.removeprefix("torch, ")
+            lines.append(f"| {case.arch}, {_work(case)} | {ours} | {plain} | {theirs} ({layout}) |")
+    return "\n".join(lines)
+
+
+def _compared() -> dict[Compared, dict[str, list[float]]]:
+    """Milliseconds of a step by case and contestant, a number for each round."""
+    cases: dict[Compared, dict[str, list[float]]] = {}
     for path in sorted(RESULTS.glob("versus_torchvision_cpu_*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                keys = ("arch", "mode", "image_size", "batch_size", "precision")
-                times = cases.setdefault(tuple(row[key] for key in keys), {})
+                times = cases.setdefault(Compared(*(row[key] for key in Compared._fields)), {})
                 times.setdefault(row["contestant"], []).append(float(row["step_ms"]))
     if not cases:
         raise FileNotFoundError(f"no versus_torchvision_cpu_*.csv in {RESULTS}")
-    for (arch, mode, size, batch, precision), times in cases.items():
-        torch = min(
-            (name for name in times if name.startswith("torch")), key=lambda n: _median(times[n])
-        )
-        ratio = _median([a / b for a, b in zip(times["flaxcnn"], times[torch], strict=True)])
-        ours, plain, theirs = (
-            f"{_median(times[name]):.0f}" if name in times else ""
-            for name in ("flaxcnn", "flaxcnn, plain", torch)
-        )
-        rows.append(
-            f"| {arch}, {mode}, {size} px, batch {batch}, {precision} | {ours} | {plain} "
-            f"| {theirs} ({torch.removeprefix('torch, ')}) | {ratio:.2f} | {len(times[torch])} |"
-        )
-    return "\n".join(rows)
+    return cases
+
+
+def _work(case: Compared) -> str:
+    how = "" if case.precision == "float32" else f", {case.precision}"
+    return f"{case.mode}, {case.image_size} px, batch {case.batch_size}{how}"
+
+
+def _order_of_work(work: str) -> tuple[str, int, int]:
+    mode, size, batch, *_ = work.split(", ")
+    return mode, -int(size.split()[0]), int(batch.split()[1])
+
+
+def _cell(times: dict[str, list[float]]) -> str:
+    """The median of the ratios within the rounds, and our own median."""
+    torch = times[_fastest_torch(times)]
+    ratio = _median([a / b for a, b in zip(times["flaxcnn"], torch, strict=True)])
+    return f"{ratio:.2f} ({_median(times['flaxcnn']):.0f} ms)"
+
+
+def _fastest_torch(times: dict[str, list[float]]) -> str:
+    return min(
+        (name for name in times if name.startswith("torch")), key=lambda n: _median(times[n])
+    )
 
 
 # ------------------------------------------------------------------------------- loading of weights
@@ -231,6 +272,7 @@ TABLES = {
     "costs_compared": costs_compared,
     "memory": memory,
     "versus_torchvision": versus_torchvision,
+    "versus_plain": versus_plain,
 }
 
 

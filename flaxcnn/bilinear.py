@@ -92,10 +92,15 @@ class Bilinear:
         if kind is Kind.FORWARD:
             return self._plain(a, b, how)
         place = PLACES[kind][2]
-        wanted = jax.ShapeDtypeStruct(shapes[place], a.dtype)
+        wanted = jax.typeof(b).update(shape=shapes[place], weak_type=False)
         if kind is Kind.FIRST_GRADIENT:
             return jax.linear_transpose(lambda first: self._plain(first, a, how), wanted)(b)[0]
         return jax.linear_transpose(lambda second: self._plain(a, second, how), wanted)(b)[0]
+
+
+def explicitly_sharded(*arrays: jax.Array) -> bool:
+    """Whether their types say how they are spread over a mesh, as these primitives' cannot."""
+    return any(jax.typeof(array).sharding.mesh.explicit_axes for array in arrays)
 
 
 def _varying_alike(a: Any, b: Any) -> tuple[Any, Any]:

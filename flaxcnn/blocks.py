@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from flaxcnn.convolution import conv_general_dilated
 from flaxcnn.matrix_product import dot_general
@@ -147,14 +147,17 @@ class BatchNorm(nn.Module):
 
         x = x.astype(stats_dtype)
         if self.use_running_average:
-            mean, var = running_mean.value, running_var.value
-        else:
-            mean, var, n = self._batch_statistics(x, shift=running_mean.value)
-            if not self.is_initializing():
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * var * (n / (n - 1))
-        return self._normalised(x, mean, var, scale, bias)
+            return self._normalised(x, running_mean.value, running_var.value, scale, bias)
+        shift = jax.lax.stop_gradient(running_mean.value)
+        x = x - shift
+        mean, var, n = self._batch_statistics(x)
+        if not self.is_initializing():
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * (mean + shift)
+            running_var.value = keep * running_var.value + (1 - keep) * var * (n / (n - 1))
+        # Not (x - mean) * factor + bias, of which the gradient wants x - mean in memory.
+        factor = jax.lax.rsqrt(var + self.epsilon) * scale
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
     def as_in_evaluation(self, x: jax.Array) -> jax.Array:
         """By the running statistics, whatever `use_running_average` says; they stay as they are."""
@@ -168,17 +171,16 @@ class BatchNorm(nn.Module):
         y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(self.dtype)
 
-    def _batch_statistics(self, x: jax.Array, shift: ArrayLike) -> tuple[jax.Array, jax.Array, int]:
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
         """Mean, biased variance and number of values per channel, in one pass over `x`.
 
-        E[(x - s)^2] - E[x - s]^2 loses digits only where the mean is far from the shift, and the
-        running mean is near it, the first steps apart. Without a shift a mean of 100 deviations
-        would cost four digits.
+        `x` comes less the running mean: E[x^2] - E[x]^2 loses digits only where the mean is far
+        from zero, which then it is not, the first steps apart. A mean of 100 deviations would cost
+        four digits.
         """
         axes = tuple(range(x.ndim - 1))
         n = x.size // x.shape[-1]
-        shift = jax.lax.stop_gradient(shift)
-        moments = jnp.stack([jnp.mean(x - shift, axes), jnp.mean(jnp.square(x - shift), axes)])
+        moments = jnp.stack([jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)])
         if self.axis_name is not None and not self.is_initializing():
             moments = jax.lax.pmean(
                 moments, self.axis_name, axis_index_groups=self.axis_index_groups
@@ -193,8 +195,7 @@ class BatchNorm(nn.Module):
                 f"{'/'.join(self.path)}: batch normalisation in training needs more than one value "
                 "per channel; use a larger batch or larger images"
             )
-        mean = moments[0] + shift
-        return mean, jnp.maximum(moments[1] - jnp.square(moments[0]), 0), n
+        return moments[0], jnp.maximum(moments[1] - jnp.square(moments[0]), 0), n
 
 
 # `jax.jit` so that the trace of a network shows it as one layer.

@@ -16,7 +16,8 @@ its default flags, 2 cores of a Xeon (model 207, AVX-512), float32, medians of i
 "both ways" is the forward pass and both gradients. The machine was shared, so single figures move
 by tens of per cent; the collapses are factors. The thresholds were measured on this machine alone.
 
-`FLAXCNN_PLAIN_CONVOLUTION=1` in the environment, read at import, leaves every convolution plain.
+`FLAXCNN_PLAIN_CONVOLUTION=1` in the environment, read at import, leaves every convolution plain,
+and every pooling layer (`pooling`) and dense layer (`matrix_product`).
 """
 
 import math
@@ -31,6 +32,7 @@ from jax import lax
 from jax.lax import PrecisionLike
 
 from flaxcnn import onednn, onednn_convolution, space_to_depth
+from flaxcnn.bilinear import explicitly_sharded
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
 
@@ -134,6 +136,8 @@ def conv_general_dilated(
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     floating = jnp.issubdtype(lhs.dtype, jnp.floating)
     if layout != _DIMENSION_NUMBERS or lhs.dtype != rhs.dtype or not floating:
+        return plain(lhs, rhs)
+    if explicitly_sharded(lhs, rhs):
         return plain(lhs, rhs)
     if any(d != 1 for d in lhs_dilation or ()):
         return plain(lhs, rhs)

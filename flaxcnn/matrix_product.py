@@ -6,6 +6,7 @@ float32, for single rows, many rows or small kernels it is `jax.lax.dot_general`
 everywhere with `FLAXCNN_PLAIN_CONVOLUTION=1`.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import mlir
 
-from flaxcnn.bilinear import Bilinear, Kind, Shapes
+from flaxcnn.bilinear import Bilinear, Kind, Shapes, explicitly_sharded
 from flaxcnn.convolution import PLAIN
 
 _ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
@@ -23,16 +24,21 @@ def dot_general(
     x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, **others: Any
 ) -> jax.Array:
     """`jax.lax.dot_general`; what it does differently is of [N, C] and [C, F]."""
-    rows = dimension_numbers == _ROWS_BY_COLUMNS and x.ndim == kernel.ndim == 2
-    usual = precision is None and not any(v is not None for v in others.values())
-    single = x.dtype == kernel.dtype == jnp.float32
-    if PLAIN or not (rows and usual and single and _suits(x.shape[0], kernel.size)):
+    usual = dimension_numbers == _ROWS_BY_COLUMNS and x.ndim == kernel.ndim == 2
+    options = [precision, *others.values()]
+    if PLAIN or not usual or any(v is not None for v in options) or not _suits(x, kernel):
         return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **others)
-    return _product(x, kernel, (x.shape[0], kernel.shape[1]), None)
+    return _by_platform(x, kernel)
 
 
-def _suits(rows: int, kernel_size: int) -> bool:
-    """Whether turning is faster.
+@jax.jit
+def _by_platform(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    turned = partial(_product, value=(x.shape[0], kernel.shape[1]), how=None)
+    return lax.platform_dependent(x, kernel, cpu=turned, default=_as_written)
+
+
+def _suits(x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether it can be turned, and is faster so.
 
     Value, gradient of rows, of kernel, ms, as written / turned, on 2 cores of a Xeon (model 167):
     9216x4096, 2 rows 9.5, 15.9, 18.6 / 8.7, 5.9, 7.2; 8 rows 18, 14, 11 / 14, 6.6, 8.4; 32 rows
@@ -40,10 +46,14 @@ def _suits(rows: int, kernel_size: int) -> bool:
     0.8, 0.6, 0.8. 1280x1000, 16 rows 0.4, 0.8, 1.1 / 0.7, 0.4, 0.7. One row, gradient of rows 57 /
     57: there a row and a column are the same.
     """
-    return 2 <= rows <= 64 and kernel_size >= 1 << 21
+    if not x.dtype == kernel.dtype == jnp.float32 or explicitly_sharded(x, kernel):
+        return False
+    known = isinstance(x.shape[0], int)  # a program for any batch has a symbol there
+    return known and 2 <= x.shape[0] <= 64 and kernel.size >= 1 << 21
 
 
-def _as_written(x: jax.Array, kernel: jax.Array, _: None) -> jax.Array:
+def _as_written(x: jax.Array, kernel: jax.Array, how: None = None) -> jax.Array:
+    del how
     return lax.dot_general(x, kernel, _ROWS_BY_COLUMNS)
 
 

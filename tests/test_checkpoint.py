@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from plans import PLAN
 
-from train import optim, state, steps
+from train import datasets, optim, state, steps
 from train.checkpoint import Checkpoints
+from train.config import make_plan, parse
 from train.errors import DivergedError, UsageError
 
 
@@ -70,16 +71,28 @@ def test_a_plan_from_before_a_field_was_there_fits_its_default(tmp_path: pathlib
         checkpoints.save(make_state(1))
     file = tmp_path / "checkpoints" / "1" / "run" / "metadata"
     kept = json.loads(file.read_text())
-    del kept["plan"]["remat"]
+    for name in ("conv_init", "ema_decay", "lr_decay", "remat"):
+        del kept["plan"][name]
     file.write_text(json.dumps(kept))
+    made = make_plan(
+        parse(["--arch=lenet5"]), datasets.load("digits", None, "train", None), 1, False
+    )
+    assert made.lr_decay == PLAN.lr_decay
     with Checkpoints(str(tmp_path), PLAN) as checkpoints:
         assert checkpoints.restore(make_state(0)) is not None
-    other = dataclasses.replace(PLAN, remat=True)
+    other = dataclasses.replace(PLAN, conv_init="he")
     with (
         Checkpoints(str(tmp_path), other) as checkpoints,
-        pytest.raises(UsageError, match="fit: remat False there, True here;"),
+        pytest.raises(UsageError, match="fit: conv_init 'network' there, 'he' here;"),
     ):
         checkpoints.restore(make_state(0))
+
+
+def test_a_run_may_go_on_with_less_memory(tmp_path: pathlib.Path) -> None:
+    with Checkpoints(str(tmp_path), PLAN) as checkpoints:
+        checkpoints.save(make_state(1))
+    with Checkpoints(str(tmp_path), dataclasses.replace(PLAN, remat=True)) as checkpoints:
+        assert checkpoints.restore(make_state(0)) is not None
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import flaxcnn
 from flaxcnn import blocks, matrix_product
 
 NUMBERS = (((1,), (0,)), ((), ()))
@@ -123,4 +124,57 @@ def test_dense_layers_take_it(copies: int) -> None:
     assert "dense_product" in str(jax.make_jaxpr(layer.apply)(variables, x))
     kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
     wanted = np.float64(x) @ np.float64(kernel) + np.float64(bias)
-    np.testing.assert_allclose(layer.apply(variables, x), wanted, rtol=0, atol=1e-6)
+    found = jax.jit(layer.apply)(variables, x)
+    assert_close(found, wanted, relative=1e-6)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_shard_map(batched: bool) -> None:
+    """Of replicated kernels the gradient is summed over the devices, once; of rows it is not."""
+    (x, kernel), (more, _) = operands(), operands(1)
+    rows = jnp.asarray((np.stack if batched else np.concatenate)([x, more]), jnp.float32)
+    kernel = jnp.asarray(kernel, jnp.float32)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+    def gradients(product: Any) -> Any:
+        product = jax.vmap(product, (0, None)) if batched else product
+
+        def loss(x: Any, kernel: Any) -> Any:
+            return jax.lax.psum(jnp.sum(jnp.sin(product(x, kernel))), "data")
+
+        return jax.jit(
+            jax.shard_map(
+                lambda x, k: jax.grad(loss, (0, 1))(x, k),
+                mesh=mesh,
+                in_specs=(split, whole),
+                out_specs=(split, whole),
+            )
+        )
+
+    ours = gradients(partial(matrix_product.dot_general, dimension_numbers=NUMBERS))
+    plain = gradients(partial(lax.dot_general, dimension_numbers=NUMBERS))
+    # A sine of sums around 40 has forty times their error.
+    assert_close(ours(rows, kernel), plain(rows, kernel), relative=5e-5)
+    reduced = [
+        f.trace(rows, kernel).lower(lowering_platforms=("tpu",)).as_text().count("all_reduce")
+        for f in (ours, plain)
+    ]
+    assert reduced[0] == reduced[1] > 0
+
+
+def test_explicitly_sharded_arrays_stay_plain() -> None:
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x, kernel = (jnp.asarray(a, jnp.float32) for a in operands())
+        x = jax.device_put(jnp.concatenate([x, x]), jax.sharding.PartitionSpec("data"))
+        product = partial(matrix_product.dot_general, dimension_numbers=NUMBERS)
+        gradient = jax.jit(jax.grad(lambda *a: jnp.sum(product(*a)), (0, 1)))(x, kernel)
+        assert gradient[0].shape == x.shape
+        assert "dense_product" not in str(jax.make_jaxpr(product)(x, kernel))
+
+
+def test_summaries_count_the_products() -> None:
+    one, three = (flaxcnn.summarize("alexnet", batch_size=size) for size in (1, 3))
+    assert three.macs == 3 * one.macs
+    assert [layer.kind for layer in three.layers] == [layer.kind for layer in one.layers]

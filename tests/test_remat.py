@@ -13,7 +13,8 @@ from plans import PLAN
 from variables import random_variables
 
 import flaxcnn
-from train import remat, state
+from train import datasets, optim, remat, state, steps
+from train.config import make_plan, parse
 from train.errors import UsageError
 
 SHAPE = (4, 32, 32, 3)
@@ -37,6 +38,7 @@ def loss_and_gradients(model: Any, variables: Any, recomputed: bool) -> Any:
     return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
 
 
+# 1e-10: float64 sums of a deep network in another order.
 @pytest.mark.parametrize("arch", ["resnet20", "efficientnet_b0"])
 def test_gradients_and_statistics_are_the_same(arch: str) -> None:
     """In float64; of efficientnet_b0 the same examples skip the same blocks."""
@@ -73,6 +75,24 @@ def test_an_accelerator_computes_the_blocks_a_second_time() -> None:
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
         counts.append([text.count(f"stablehlo.{op}") for op in ("rsqrt", "optimization_barrier")])
     assert counts == [[19, 0], [19 + 18, 9]]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_trainer_does_so_when_asked(wanted: bool) -> None:
+    digits = datasets.load("digits", None, "train", None)
+    plan = make_plan(parse(["--arch=resnet20", *["--remat=True"] * wanted]), digits, 1, False)
+    model = state.create_model(plan, 1)
+    optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
+    step = steps.make_train_step(model, optimiser, plan, digits.mean_and_std, 10)
+    shapes = jax.eval_shape(lambda: state.create_state(model, plan, optimiser))
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, 16, 32, 32, 1), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((1, 16), jnp.int32),
+        "stop": jax.ShapeDtypeStruct((1,), jnp.bool_),
+    }
+    traced = jax.jit(steps.train_over_devices(step)).trace(shapes, batch)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.rsqrt") == (19 + 18 if wanted else 19)
 
 
 def test_networks_without_blocks_are_told() -> None:

@@ -48,7 +48,7 @@ def test_values_and_gradients(case: tuple[Any, ...]) -> None:
         found = both_ways(partial(space_to_depth.convolution, strides=strides, padding=padding))
     for a, b in zip(found, wanted, strict=True):
         assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(b).max())  # of sums of 400
 
 
 def lowered(platform: str) -> str:
@@ -63,14 +63,15 @@ def lowered(platform: str) -> str:
 
 
 def test_a_tpu_computes_so_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    jax.clear_caches()
-    assert "4x4x12x8" not in lowered("tpu")
-    monkeypatch.setattr(space_to_depth, "WANTED", True)
-    jax.clear_caches()
-    assert "4x4x12x8" in lowered("tpu")
-    assert "4x4x12x8" not in lowered("cuda")
-    assert "4x4x12x8" not in lowered("cpu")
-    jax.clear_caches()  # for the tests that follow
+    try:
+        for wanted in (False, True):
+            jax.clear_caches()
+            monkeypatch.setattr(space_to_depth, "WANTED", wanted)
+            assert ("4x4x12x8" in lowered("tpu")) == wanted
+            assert "4x4x12x8" not in lowered("cuda")
+            assert "4x4x12x8" not in lowered("cpu")
+    finally:
+        jax.clear_caches()  # for the tests that follow
 
 
 def test_the_environment_asks() -> None:

@@ -225,17 +225,24 @@ def test_lecun_head_starts_dense_layers_alone_afresh() -> None:
 
 
 def test_he_start_draws_convolutions_alone_afresh() -> None:
+    """And refuses LeNet's, whose convolutions of some of the maps have kernels of another shape."""
     params = {}
     for conv_init in ("network", "he"):
-        plan = dataclasses.replace(PLAN, conv_init=conv_init)
+        plan = dataclasses.replace(PLAN, arch="resnet20", conv_init=conv_init)
         optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
         params[conv_init] = state.create_state(state.create_model(plan, 1), plan, optimiser).params
     network, he = params["network"], params["he"]
-    np.testing.assert_array_equal(network["F6"]["kernel"], he["F6"]["kernel"])
-    for name, fan_in in (("C1", 25), ("C5", 16 * 25)):
-        assert float(he[name]["kernel"].std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
-        assert float(network[name]["kernel"].std()) < 0.5 * float(he[name]["kernel"].std())
-        np.testing.assert_array_equal(network[name]["bias"], he[name]["bias"])
+    np.testing.assert_array_equal(network["fc"]["kernel"], he["fc"]["kernel"])
+    # resnet20's own start is by fan-out: 32 and 64 maps instead of 16 and 32.
+    for stage, fan_in in (("layer2_0", 16 * 9), ("layer3_0", 32 * 9)):
+        kernels = (start[stage]["conv1"]["kernel"] for start in (network, he))
+        expected = (2 / (2 * fan_in)) ** 0.5, (2 / fan_in) ** 0.5
+        assert [float(k.std()) for k in kernels] == pytest.approx(expected, rel=0.05)
+        np.testing.assert_array_equal(network[stage]["bn1"]["scale"], he[stage]["bn1"]["scale"])
+    from train.errors import UsageError
+
+    with pytest.raises(UsageError, match="--conv_init=he: lenet5 has convolutions of some maps"):
+        state.create_model(dataclasses.replace(PLAN, conv_init="he"), 1)
 
 
 def test_what_the_network_lacks_is_refused() -> None:

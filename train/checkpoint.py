@@ -93,13 +93,7 @@ class Checkpoints:
         return _on(steps.replicated(), restored.state)
 
     def _check_plan(self, saved: dict[str, Any]) -> None:
-        ours = dataclasses.asdict(self._plan)
-        saved = {**self._plan.later_fields(), **saved}
-        differing = [
-            f"{name} {saved.get(name)!r} there, {ours.get(name)!r} here"
-            for name in sorted({*saved, *ours})
-            if saved.get(name) != ours.get(name)
-        ]
+        differing = self._plan.differences(saved)
         if differing:
             raise UsageError(
                 f"the checkpoint in {self._manager.directory} does not fit: "

@@ -155,6 +155,7 @@ def header(plan: Plan, parameters: int, trained: int, macs: int, workdir: str | 
         f"moving average {plan.ema_decay:g}" if plan.ema_decay else "",
         "convolutions start he" if plan.conv_init == "he" else "",
         _HEADS.get(plan.head_init, ""),
+        "blocks computed twice" if plan.remat else "",
         " and ".join(filter(None, augmentations)) or "no augmentation",
     ]
     start = []

@@ -1,6 +1,7 @@
 """What will be run: every value concrete, nothing left to a recipe."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from train.errors import UsageError
@@ -9,7 +10,10 @@ from train.recipes import Augmentation, ConvInit, HeadInit, Precision, Schedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that decides the result of a run. A checkpoint fits only the plan it was made under."""
+    """All that decides the result of a run. A checkpoint fits only the plan it was made under.
+
+    Fields with defaults came later: a plan from before had those.
+    """
 
     arch: str
     dataset: str
@@ -32,7 +36,7 @@ class Plan:
     label_smoothing: float
     dropout_rate: float | None  # None: the network's own
     clip_norm: float  # 0: no limit
-    ema_decay: float  # of the average that is evaluated; 0: none
+    ema_decay: float = 0.0  # of the average that is evaluated; 0: none
     conv_init: ConvInit = "network"
     head_init: HeadInit
     augmentation: Augmentation
@@ -40,18 +44,25 @@ class Plan:
     seed: int
     precision: Precision
     bn: str  # local, sync or group:N
-    remat: bool = False  # whether blocks are computed a second time for the gradient
+    # Whether blocks are computed a second time for the gradient; the result is the same.
+    remat: bool = dataclasses.field(default=False, compare=False)
     weights: str | None = None  # what it starts from
     transfer: str | None = None  # linear_probe, finetune, layerwise or from:STAGE; with weights
     freeze_bn: bool = False  # whether all batch normalisation stays as in the weights
     head_lr_scale: float = 1.0  # multiplies the learning rate of the last layer
-    lr_decay: float = 1.0  # of layerwise: multiplies it from stage to stage towards the image
+    lr_decay: float = 0.7  # of layerwise: multiplies it from stage to stage towards the image
 
-    @classmethod
-    def later_fields(cls) -> dict[str, Any]:
-        """The fields with defaults: what a plan from before there was one of them had."""
-        fields = dataclasses.fields(cls)
-        return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    def differences(self, saved: Mapping[str, Any]) -> list[str]:
+        """By name, what differs in the plan that a checkpoint says it was made under."""
+        fields = dataclasses.fields(self)
+        later = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+        saved, ours = {**later, **saved}, dataclasses.asdict(self)
+        free = {f.name for f in fields if not f.compare}
+        return [
+            f"{name} {saved.get(name)!r} there, {ours.get(name)!r} here"
+            for name in sorted({*saved, *ours} - free)
+            if saved.get(name) != ours.get(name)
+        ]
 
     @property
     def epochs(self) -> float:

@@ -67,7 +67,9 @@ _SMALL = Recipe(
 )
 
 # N(0, 0.01) of 2012 and 2013 was for pixels of 0 to 255: of normalised ones a thousandth is left
-# behind ZFNet's convolutions, and its loss did not move in 230 steps.
+# behind ZFNet's convolutions, and its loss did not move in 230 steps. From He's start 90 steps on
+# digits reach 90 % of the test images, alexnet's 93 %, alexnet_2012's 76 %, without dropout, whose
+# noise these few steps would have to average.
 _SMALL_FROM_HE = dataclasses.replace(
     _SMALL,
     batch_size=32,

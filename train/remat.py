@@ -21,7 +21,10 @@ def has_blocks(params: Mapping[str, Any]) -> bool:
 
 
 def blocks_computed_twice() -> AbstractContextManager[None]:
-    """Networks that are applied within, and then differentiated, keep no more than that."""
+    """Of networks that are applied within, and then differentiated, blocks keep no more than that.
+
+    What is no block is kept whole: the stem, the head, EfficientNet's last convolution.
+    """
     within: list[nn.Module] = []  # the block that is being computed
 
     def intercept(

@@ -79,6 +79,9 @@ def create_model(plan: Plan, devices: int, **others: Any) -> Network:
         raise UsageError(f"--dropout_rate: {error}") from None
     except ValueError as error:
         raise UsageError(str(error)) from None
+    kernels = [leaf.ndim for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1]
+    if plan.conv_init == "he" and set(kernels) - {2, 4}:
+        raise UsageError(f"--conv_init=he: {plan.arch} has convolutions of some maps, not of all")
     if plan.remat and not remat.has_blocks(variables["params"]):
         raise UsageError(f"--remat: {plan.arch} has no blocks, of which to keep the inputs alone")
     if plan.bn == "local":
