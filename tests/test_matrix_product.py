@@ -138,14 +138,16 @@ def test_shard_map(batched: bool) -> None:
     split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
 
     def gradients(product: Any) -> Any:
-        product = jax.vmap(product, (0, None)) if batched else product
+        def of_both(x: Any, kernel: Any) -> Any:
+            return jax.grad(lambda *a: jnp.sum(jnp.sin(product(*a))), (0, 1))(x, kernel)
 
-        def loss(x: Any, kernel: Any) -> Any:
-            return jax.lax.psum(jnp.sum(jnp.sin(product(x, kernel))), "data")
+        def of_each(rows: Any, kernel: Any) -> Any:
+            of_rows, of_kernel = jax.vmap(of_both, (0, None))(rows, kernel)
+            return of_rows, of_kernel.sum(0)
 
         return jax.jit(
             jax.shard_map(
-                lambda x, k: jax.grad(loss, (0, 1))(x, k),
+                of_each if batched else of_both,
                 mesh=mesh,
                 in_specs=(split, whole),
                 out_specs=(split, whole),
