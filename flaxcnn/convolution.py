@@ -33,12 +33,11 @@ from jax.lax import PrecisionLike
 
 from flaxcnn import onednn, onednn_convolution, space_to_depth
 from flaxcnn.bilinear import explicitly_sharded
+from flaxcnn.onednn_convolution import NHWC_HWIO
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
 
 Padding = str | Sequence[tuple[int, int]]
-
-_DIMENSION_NUMBERS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC/HWIO
 
 
 class _Axis(NamedTuple):
@@ -135,7 +134,7 @@ def conv_general_dilated(
         return plain(lhs, rhs)
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     floating = jnp.issubdtype(lhs.dtype, jnp.floating)
-    if layout != _DIMENSION_NUMBERS or lhs.dtype != rhs.dtype or not floating:
+    if layout != NHWC_HWIO or lhs.dtype != rhs.dtype or not floating:
         return plain(lhs, rhs)
     if explicitly_sharded(lhs, rhs):
         return plain(lhs, rhs)
@@ -284,7 +283,7 @@ def _plain(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
         window_strides=[axis.stride for axis in axes],
         padding=[(axis.low, axis.high) for axis in axes],
         rhs_dilation=[axis.dilation for axis in axes],
-        dimension_numbers=_DIMENSION_NUMBERS,
+        dimension_numbers=NHWC_HWIO,
         feature_group_count=case.groups,
         precision=case.precision,
     )

@@ -11,7 +11,7 @@ from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shapes
 from flaxcnn.onednn import Geometry
 
 _TARGET = "flaxcnn_onednn_convolution"
-_NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
 def convolution(
@@ -28,7 +28,7 @@ def _by_xla(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
         window_strides=geometry.strides,
         padding=list(zip(geometry.low, geometry.high, strict=True)),
         rhs_dilation=geometry.dilation,
-        dimension_numbers=_NHWC_HWIO,
+        dimension_numbers=NHWC_HWIO,
         feature_group_count=geometry.groups,
     )
 

@@ -14,6 +14,7 @@ from plans import PLAN
 from variables import random_variables
 
 from train import optim, state, steps
+from train.errors import UsageError
 from train.plan import Plan
 
 MEAN_AND_STD = ((0.5,), (0.25,))
@@ -239,15 +240,11 @@ def test_he_start_draws_convolutions_alone_afresh() -> None:
         expected = (2 / (2 * fan_in)) ** 0.5, (2 / fan_in) ** 0.5
         assert [float(k.std()) for k in kernels] == pytest.approx(expected, rel=0.05)
         np.testing.assert_array_equal(network[stage]["bn1"]["scale"], he[stage]["bn1"]["scale"])
-    from train.errors import UsageError
-
     with pytest.raises(UsageError, match="--conv_init=he: lenet5 has convolutions of some maps"):
         state.create_model(dataclasses.replace(PLAN, conv_init="he"), 1)
 
 
 def test_what_the_network_lacks_is_refused() -> None:
-    from train.errors import UsageError
-
     for change, message in (
         ({"bn": "sync"}, "--bn=sync: lenet5 has no batch normalisation"),
         ({"dropout_rate": 0.5}, "--dropout_rate: lenet5 has no argument dropout_rate"),
