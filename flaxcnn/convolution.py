@@ -33,7 +33,7 @@ from jax.lax import PrecisionLike
 
 from flaxcnn import onednn, onednn_convolution, space_to_depth
 from flaxcnn.bilinear import explicitly_sharded
-from flaxcnn.onednn_convolution import NHWC_HWIO
+from flaxcnn.onednn_convolution import NHWC_HWIO, Geometry
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
 
@@ -265,7 +265,7 @@ def _formulation_by_xla(case: _Case) -> Formulation:
 def _by_onednn(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
     """As torch computes it."""
     rows, columns = case.rows, case.columns
-    geometry = onednn.Geometry(
+    geometry = Geometry(
         strides=case.strides,
         dilation=(rows.dilation, columns.dilation),
         low=(rows.low, columns.low),

@@ -1,19 +1,48 @@
-"""The convolution that oneDNN computes on a CPU, as JAX calls it and takes its derivatives."""
+"""The convolution that oneDNN computes on a CPU, as JAX calls it and takes its derivatives.
 
-from typing import Any
+On arrays in the order of JAX: images [N, H, W, C], kernel [h, w, C / groups, O]. A primitive of the
+library (machine code for one case) is made at its first call and kept.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import lax
 
 from flaxcnn import onednn, xla_handlers
-from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shapes
-from flaxcnn.onednn import Geometry
+from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
+from flaxcnn.onednn import Argument, Made, Query
 
-_TARGET = "flaxcnn_onednn_convolution"
 NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
+_TARGET = "flaxcnn_onednn_convolution"
 
+
+class Geometry(NamedTuple):
+    """A convolution but for the shapes of its arrays."""
+
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    low: tuple[int, int]  # rows and columns of zeros before the image
+    high: tuple[int, int]  # and after it
+    groups: int
+
+    def as_numbers(self) -> tuple[int, ...]:
+        """For `from_numbers`."""
+        return (*self.strides, *self.dilation, *self.low, *self.high, self.groups)
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[int]) -> "Geometry":
+        """Of `as_numbers`."""
+        pairs = [(numbers[i], numbers[i + 1]) for i in range(0, 8, 2)]
+        return cls(pairs[0], pairs[1], pairs[2], pairs[3], numbers[8])
+
+
+# ---------------------------------------------------------------------------------------- for JAX
 def convolution(
     images: jax.Array, kernel: jax.Array, geometry: Geometry, outputs: tuple[int, int]
 ) -> jax.Array:
@@ -47,10 +76,155 @@ def _handle(
     images, kernel, outputs = (buffers[place] for place in range(3))
     shapes = (images.shape, kernel.shape, outputs.shape)
     addresses = (images.address, kernel.address, outputs.address)
-    onednn.convolve(kind, Geometry.from_numbers(numbers[1:]), shapes, addresses)
+    convolve(kind, Geometry.from_numbers(numbers[1:]), shapes, addresses)
 
 
 _convolution = Bilinear("onednn_convolution", _by_xla)
 _convolution.on_cpu(_lower)
 # Now, and not with the first convolution: a program read from a file comes without one.
 xla_handlers.register(_TARGET, _handle)
+
+
+# ------------------------------------------------------------------------------------- by oneDNN
+_DIRECT, _TRAINING = 1, 64
+_ARGUMENTS = {
+    Kind.FORWARD: (Argument.SOURCE, Argument.WEIGHTS, Argument.TARGET),
+    Kind.FIRST_GRADIENT: (Argument.SOURCE_GRADIENT, Argument.WEIGHTS, Argument.TARGET_GRADIENT),
+    Kind.SECOND_GRADIENT: (Argument.SOURCE, Argument.WEIGHTS_GRADIENT, Argument.TARGET_GRADIENT),
+}
+
+Layouts = tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]  # images, kernel, outputs
+
+
+def convolve(kind: Kind, geometry: Geometry, shapes: Shapes, addresses: Sequence[int]) -> None:
+    """Computes `kind` in place; shapes and addresses are of images, kernel and outputs.
+
+    Raises:
+        RuntimeError: the library cannot do this.
+    """
+    with onednn.lock:
+        _primitive(kind, geometry, shapes).run(addresses)
+
+
+class _Primitive:
+    """One convolution, and the kernel's way to the layout that the library wants and back."""
+
+    def __init__(self, kind: Kind, geometry: Geometry, shapes: Shapes) -> None:
+        images, kernel, outputs = shapes
+        made = Made()
+        library = made.library
+        ours = made.layout(*kernel_layout(kernel, geometry.groups))
+        layouts = (
+            made.layout(*image_layout(images)),
+            made.any_layout(kernel_layout(kernel, geometry.groups)[0]),
+            made.layout(*image_layout(outputs)),
+        )
+        description = _describe(made, kind, geometry, layouts)
+        of_gradient = kind is Kind.SECOND_GRADIENT
+        wanted = library.chosen_layout(
+            description, Query.WEIGHTS_GRADIENT if of_gradient else Query.WEIGHTS
+        )
+        scratchpad = library.chosen_layout(description, Query.SCRATCHPAD)
+
+        self._library, self._made = library, made
+        self._primitive = made.primitive(description)
+        self._images, self._outputs = made.memory(layouts[0]), made.memory(layouts[2])
+        self._wanted, self._ours = made.memory(wanted), made.memory(ours)
+        self._scratchpad = made.memory(scratchpad)
+        self._scratchpad_size = library.size(scratchpad)
+        memories = (self._images, self._wanted, self._outputs)
+        self._arguments = onednn.arguments(
+            *zip(_ARGUMENTS[kind], memories, strict=True), (Argument.SCRATCHPAD, self._scratchpad)
+        )
+        self._before = self._after = None
+        self._wanted_size = 0
+        if library.equal(wanted, ours):
+            return
+        self._wanted_size = library.size(wanted)
+        ways = ((self._wanted, self._ours), (self._ours, self._wanted))
+        source, target = ways[0] if of_gradient else ways[1]
+        self._way = onednn.arguments((Argument.SOURCE, source), (Argument.TARGET, target))
+        if of_gradient:
+            self._after = made.reorder(wanted, ours)
+        else:
+            self._before = made.reorder(ours, wanted)
+
+    def run(self, addresses: Sequence[int]) -> None:
+        library = self._library
+        images, kernel, outputs = addresses
+        working = onednn.workspace(self._scratchpad_size + onednn.PAGE + self._wanted_size)
+        library.place(self._images, images)
+        library.place(self._outputs, outputs)
+        library.place(self._scratchpad, working)
+        library.place(self._ours, kernel)
+        between = onednn.rounded(working + self._scratchpad_size)
+        library.place(self._wanted, between if self._wanted_size else kernel)
+        if self._before is not None:
+            library.reorder(self._before, self._way)
+        library.execute(self._primitive, self._arguments)
+        if self._after is not None:
+            library.reorder(self._after, self._way)
+
+
+@lru_cache(maxsize=2048)  # of the deepest network a training step needs 500
+def _primitive(kind: Kind, geometry: Geometry, shapes: Shapes) -> _Primitive:
+    return _Primitive(kind, geometry, shapes)
+
+
+def _describe(made: Made, kind: Kind, geometry: Geometry, layouts: Layouts) -> ctypes.c_void_p:
+    images, kernel, outputs = layouts
+    attributes, engine, no_bias = made.attributes(), made.library.engine, None
+    forward = describe_forward(made, _TRAINING, geometry, layouts, no_bias, attributes)
+    if kind is Kind.FORWARD:
+        return forward
+    arrays: list[ctypes.c_void_p | None]
+    if kind is Kind.FIRST_GRADIENT:
+        name, arrays = "data", [images, kernel, outputs]
+    else:
+        name, arrays = "weights", [images, kernel, no_bias, outputs]
+    return made(
+        "primitive_desc",
+        f"convolution_backward_{name}_primitive_desc_create",
+        *(engine, _DIRECT, *arrays, *_steps(geometry), forward, attributes),
+    )
+
+
+def describe_forward(
+    made: Made,
+    purpose: int,
+    geometry: Geometry,
+    layouts: Layouts,
+    bias: ctypes.c_void_p | None,
+    attributes: ctypes.c_void_p,
+) -> ctypes.c_void_p:
+    """The description of a primitive; `purpose` is one of dnnl_prop_kind_t."""
+    images, kernel, outputs = layouts
+    arrays = (images, kernel, bias, outputs)
+    return made(
+        "primitive_desc",
+        "convolution_forward_primitive_desc_create",
+        *(made.library.engine, purpose, _DIRECT, *arrays, *_steps(geometry), attributes),
+    )
+
+
+def _steps(geometry: Geometry) -> list[Any]:
+    dilation = tuple(d - 1 for d in geometry.dilation)  # here 0 is none
+    steps = (geometry.strides, dilation, geometry.low, geometry.high)
+    return [onednn.integers(step) for step in steps]
+
+
+def image_layout(shape: Shape) -> tuple[Shape, Shape]:
+    """Shape as N, C, H, W with the strides of N, H, W, C, in elements."""
+    batch, height, width, channels = shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return (batch, channels, height, width), strides
+
+
+def kernel_layout(shape: Shape, groups: int) -> tuple[Shape, Shape]:
+    """Shape as [groups,] O, C, h, w with the strides of h, w, C, O, in elements."""
+    height, width, channels, outputs = shape
+    strides = (1, outputs, width * channels * outputs, channels * outputs)
+    if groups == 1:
+        return (outputs, channels, height, width), strides
+    within = outputs // groups
+    return (groups, within, channels, height, width), (within, *strides)

@@ -15,7 +15,7 @@ from jax import lax
 from flaxcnn import convolution, onednn, onednn_convolution
 from flaxcnn.bilinear import Kind
 from flaxcnn.convolution import conv_general_dilated
-from flaxcnn.onednn import Geometry
+from flaxcnn.onednn_convolution import Geometry
 
 PADS = tuple[tuple[int, int], tuple[int, int]]
 
@@ -243,7 +243,7 @@ def test_an_error_is_the_programs_error() -> None:
     """The library refuses what does not fit together, and no address is read."""
     geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
     with pytest.raises(RuntimeError, match="oneDNN: dnnl_convolution_forward"):
-        onednn.convolve(
+        onednn_convolution.convolve(
             Kind.FORWARD, geometry, ((1, 8, 8, 4), (3, 3, 4, 4), (1, 5, 5, 4)), (0, 0, 0)
         )
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
@@ -274,14 +274,14 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    onednn._library.cache_clear()
+    onednn.library.cache_clear()
     monkeypatch.setattr(onednn, "PACKAGE", "no-such-package")
     try:
         assert not onednn.available()
         monkeypatch.undo()
         monkeypatch.setattr(sys, "platform", "darwin")
-        onednn._library.cache_clear()
+        onednn.library.cache_clear()
         assert not onednn.available()
     finally:
         monkeypatch.undo()
-        onednn._library.cache_clear()
+        onednn.library.cache_clear()
