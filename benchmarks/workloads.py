@@ -8,6 +8,7 @@ command line.
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from train.recipes import Precision
 Setup = tuple[Callable[[], object], dict[str, str]]
 
 CHANNELS = 3
+IMAGES = "images.npy"  # beside the weights, of which the logits are compared
 MEAN_AND_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Rows and columns of the matrices whose product gives a device's peak, and how many of them.
 PRODUCT_ON_CPU, PRODUCT = (2048, 1), (8192, 8)
@@ -90,7 +92,7 @@ def training(
     optimiser = optim.optimiser(plan, optim.learning_rate_schedule(plan))
     whole, split = _shardings(devices)
     variables = _variables(model, arch, image_size, folder)
-    shown = _logits(model, variables, folder)
+    shown = _logits(model, variables, np.load(Path(folder, IMAGES))) if folder else {}
     started = state.state_of(variables, plan, optimiser, steps.EVERYTHING)
     current = jax.device_put(started, whole)
     rng = np.random.default_rng(0)
@@ -141,21 +143,31 @@ def prediction(
     devices: int = 1,
     folder: str | None = None,
 ) -> Setup:
-    """Logits of one batch of random images, over so many devices, with batch norm folded.
+    """Logits of one batch of random images, over so many devices, as `predict` computes them.
 
     With the weights of `torch_workloads.write_weights` in `folder`, if one is given.
     """
     _prepare(precision)
     model = flaxcnn.create_model(arch, num_classes=num_classes, dtype=jnp.dtype(precision))
-    loaded = _variables(model, arch, image_size, folder)
-    folded, variables = flaxcnn.fold_batchnorm(model, loaded)
-    shown = _logits(folded, variables, folder)
     whole, split = _shardings(devices)
     rng = np.random.default_rng(0)
     shape = (batch_size, image_size, image_size, CHANNELS)
     images = jax.device_put(rng.normal(size=shape).astype(np.float32), split)
-    variables = jax.device_put(variables, whole)
-    program, seconds = _compiled(_predict(folded), variables, images)
+    loaded = _variables(model, arch, image_size, folder)
+    on_each = jax.ShapeDtypeStruct((batch_size // devices, *shape[1:]), images.dtype)
+    fast, prepared = flaxcnn.optimize_for_inference(model, loaded, on_each)
+    shown = {}
+    if folder:
+        to_show = np.load(Path(folder, IMAGES))
+        shown = _logits(*flaxcnn.optimize_for_inference(model, loaded, to_show), to_show)
+    variables = jax.device_put(prepared, whole)
+    predict = jax.shard_map(
+        partial(fast.apply, train=False),
+        mesh=whole.mesh,
+        in_specs=(whole.spec, split.spec),
+        out_specs=split.spec,
+    )
+    program, seconds = _compiled(jax.jit(predict), variables, images)
 
     def one_step() -> None:
         jax.block_until_ready(program(variables, images))
@@ -169,9 +181,10 @@ def prediction_program(
     """The compiled program of `prediction` on one device."""
     _prepare(precision)
     model = flaxcnn.create_model(arch, num_classes=num_classes, dtype=jnp.dtype(precision))
-    folded, variables = flaxcnn.fold_batchnorm(model, _random_variables(model, image_size))
     images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, CHANNELS), jnp.float32)
-    return _compiled(_predict(folded), variables, images)[0]
+    drawn = _random_variables(model, image_size)
+    fast, variables = flaxcnn.optimize_for_inference(model, drawn, images)
+    return _compiled(_predict(fast), variables, images)[0]
 
 
 def matrix_product(precision: Precision) -> Setup:
@@ -205,11 +218,8 @@ def _variables(
     return pretrained.read_variables(arch, Path(folder, "weights.pth"))
 
 
-def _logits(model: flaxcnn.network.Network, variables: Any, folder: str | None) -> dict[str, str]:
-    """Of the images in `folder`, in evaluation, as text."""
-    if folder is None:
-        return {}
-    images = np.load(Path(folder, "images.npy"))
+def _logits(model: Any, variables: Any, images: np.ndarray) -> dict[str, str]:
+    """In evaluation, as text."""
     logits = _predict(model)(variables, images)
     return {"logits": " ".join(f"{value:.9g}" for value in np.ravel(logits))}
 
@@ -242,8 +252,8 @@ def _train_step(
     return jax.jit(steps.train_over_devices(step, _devices(devices)), donate_argnums=0)
 
 
-def _predict(model: flaxcnn.network.Network) -> Any:
-    return jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+def _predict(model: Any) -> Any:
+    return jax.jit(partial(model.apply, train=False))
 
 
 def _devices(count: int) -> list[jax.Device]:

@@ -5,6 +5,7 @@ from flaxcnn.convert import from_torchvision, to_torchvision
 from flaxcnn.errors import InputError, WeightsError
 from flaxcnn.folding import fold_batchnorm
 from flaxcnn.googlenet import GoogLeNetOutput
+from flaxcnn.inference import optimize_for_inference
 from flaxcnn.network import extract_features
 from flaxcnn.pretrained import load_pretrained
 from flaxcnn.registry import create_model, list_models
@@ -90,6 +91,7 @@ __all__ = [
     "get_weight",
     "list_models",
     "load_pretrained",
+    "optimize_for_inference",
     "summarize",
     "to_torchvision",
 ]

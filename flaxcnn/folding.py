@@ -46,10 +46,9 @@ def fold_batchnorm(model: Network, variables: Mapping[str, Any]) -> tuple[Networ
             collection: {name: v for name, v in modules.items() if name not in ("aux1", "aux2")}
             for collection, modules in variables.items()
         }
-    convolutions = _convolutions_before_norms(model, variables)
-    if not convolutions:
+    if not variables.get("batch_stats"):
         return model, dict(variables)
-
+    convolutions = _convolutions_before_norms(model, variables)
     params = flatten_dict(variables["params"])
     stats = flatten_dict(variables["batch_stats"])
     for norm, (convolution, epsilon) in convolutions.items():

@@ -39,7 +39,8 @@ def version() -> str:
 
 
 # -------------------------------------------------------------------------------- the library
-_ANY, _FLOAT32, _CPU, _OF_USER = 1, 3, 1, 1
+FLOAT32 = 3  # dnnl_f32
+_ANY, _CPU, _OF_USER = 1, 1, 1
 _OPENMP = 2  # dnnl_runtime_omp
 
 
@@ -200,12 +201,12 @@ class Made:
         return made
 
     def layout(self, shape: Shape, strides: Shape) -> ctypes.c_void_p:
-        sizes = (len(shape), integers(shape), _FLOAT32, integers(strides))
+        sizes = (len(shape), integers(shape), FLOAT32, integers(strides))
         return self("memory_desc", "memory_desc_create_with_strides", *sizes)
 
     def any_layout(self, shape: Shape) -> ctypes.c_void_p:
         """One of the library's choice."""
-        sizes = (len(shape), integers(shape), _FLOAT32, _ANY)
+        sizes = (len(shape), integers(shape), FLOAT32, _ANY)
         return self("memory_desc", "memory_desc_create_with_tag", *sizes)
 
     def memory(self, layout: ctypes.c_void_p) -> ctypes.c_void_p:

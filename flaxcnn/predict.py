@@ -12,7 +12,7 @@ import numpy as np
 
 from flaxcnn import model_folder, pretrained, registry
 from flaxcnn.errors import InputError, PictureError
-from flaxcnn.folding import fold_batchnorm
+from flaxcnn.inference import optimize_for_inference
 from flaxcnn.network import Network
 from flaxcnn.pictures import read_picture
 from flaxcnn.transforms import IMAGENET_MEAN, IMAGENET_STD, ImageClassification
@@ -112,18 +112,21 @@ def predict(
         batch_size: pictures computed at a time.
         skipped: is told of each file that holds no usable picture.
     """
-    model, folded = fold_batchnorm(classifier.model, classifier.variables)
+    transform = classifier.transform
+    sides, channels = 2 * (transform.crop_size,), len(transform.mean)
+    like = jax.ShapeDtypeStruct((batch_size, *sides, channels), np.float32)
+    model, prepared = optimize_for_inference(classifier.model, classifier.variables, like)
 
     @jax.jit
     def probabilities(variables: Any, images: jax.Array) -> jax.Array:
         logits = cast(jax.Array, model.apply(variables, images, train=False))
         return jax.nn.softmax(logits)
 
-    for batch in _batches(_prepared(classifier.transform, files, skipped), batch_size):
+    for batch in _batches(_prepared(transform, files, skipped), batch_size):
         images = np.stack([image for _, image in batch])
         # The last batch is filled up, as another shape would be compiled anew.
         filled = np.pad(images, [(0, batch_size - len(batch)), *[(0, 0)] * 3])
-        for (path, _), row in zip(batch, np.asarray(probabilities(folded, filled)), strict=False):
+        for (path, _), row in zip(batch, np.asarray(probabilities(prepared, filled)), strict=False):
             best = np.argsort(-row, kind="stable")[:top]
             yield path, [Guess(int(i), classifier.class_names[i], float(row[i])) for i in best]
 

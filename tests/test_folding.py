@@ -148,9 +148,10 @@ def test_what_is_folded_folds_again_to_itself() -> None:
     assert same == variables
 
 
-def test_without_batch_norm_nothing_changes() -> None:
-    model = flaxcnn.create_model("lenet5")
-    variables = random_variables(model, (1, 32, 32, 1))
+@pytest.mark.parametrize(("name", "side"), [("lenet5", 32), ("lecun1989", 16)])
+def test_without_batch_norm_nothing_changes(name: str, side: int) -> None:
+    model = flaxcnn.create_model(name)
+    variables = random_variables(model, (1, side, side, 1))
     folded, same = flaxcnn.fold_batchnorm(model, variables)
     assert folded is model
     assert same == variables

@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from flaxcnn import predict
 from flaxcnn.errors import InputError
-from flaxcnn.folding import fold_batchnorm
+from flaxcnn.inference import optimize_for_inference
 from flaxcnn.predict import Classifier
 from train import compiled, data, datasets, folders, steps
 from train.datasets import Source
@@ -41,17 +42,18 @@ def main(options: argparse.Namespace) -> int:
     )
 
     # ---------------------------------------------------------------------------- evaluation
-    model, folded = fold_batchnorm(classifier.model, classifier.variables)
+    sides, channels = 2 * (transform.crop_size,), len(transform.mean)
+    like = jax.ShapeDtypeStruct((batch_size // devices, *sides, channels), np.float32)
+    model, prepared = optimize_for_inference(classifier.model, classifier.variables, like)
     eval_step = steps.evaluate_over_devices(
         steps.make_eval_step(model, (transform.mean, transform.std))
     )
-    variables = {"batch_stats": {}, **folded}
     batches = data.evaluation_batches(source, transform.view, batch_size, options.read_threads)
     count = -(len(source) // -batch_size)
     shown = tqdm(batches, total=count, unit="batch", disable=not sys.stderr.isatty())
     started = time.perf_counter()
     found = steps.evaluate(
-        eval_step, jax.device_put(variables, steps.replicated()), steps.on_devices(shown)
+        eval_step, jax.device_put(prepared, steps.replicated()), steps.on_devices(shown)
     )
     assert found is not None  # as nobody told it to stop
     seconds = time.perf_counter() - started

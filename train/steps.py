@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxcnn import GoogLeNetOutput
+from flaxcnn.inference import Evaluable
 from train import remat
 from train.plan import Plan
 from train.state import AXIS, Totals, TrainState
@@ -134,7 +135,7 @@ def training_loss(output: Any, labels: jax.Array, label_smoothing: float) -> jax
     return optax.softmax_cross_entropy(output, targets).mean()
 
 
-def make_eval_step(model: Applicable, mean_and_std: MeanAndStd | None) -> EvalStep:
+def make_eval_step(model: Evaluable, mean_and_std: MeanAndStd | None) -> EvalStep:
     """(variables, batch) -> sums over the batch of all devices, for `evaluate_over_devices`.
 
     batch: {"image": uint8 [b, S, S, C], "label": int32 [b], "mask": bool [b], "stop": bool []};

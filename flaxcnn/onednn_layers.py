@@ -1,0 +1,219 @@
+"""Layers as inference needs them, each in one call of oneDNN on a CPU, in float32.
+
+A convolution or a dense layer with its bias, the sum with a residual branch, and the activation,
+which otherwise go over the outputs in memory once each. The kernel comes in the order in which the
+library wants it, made once by `pack`: with few images in a batch to do that takes as long as to
+multiply.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from flaxcnn import onednn, xla_handlers
+from flaxcnn.bilinear import Shape
+from flaxcnn.onednn import Argument, Made, Query
+from flaxcnn.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
+
+_TARGET = "flaxcnn_onednn_layer"
+
+
+class Activation(IntEnum):
+    """What a layer may end with (dnnl_alg_kind_t)."""
+
+    NONE = 0
+    RELU = 0x20
+    SILU = 0x2C  # "swish"
+    RELU6 = 0x2E  # "clip"
+
+    @property
+    def parameters(self) -> tuple[float, float]:
+        """The library's alpha and beta."""
+        return {Activation.SILU: (1.0, 0.0), Activation.RELU6: (0.0, 6.0)}.get(self, (0.0, 0.0))
+
+
+class Layer(NamedTuple):
+    """One layer, but for the values of its arrays."""
+
+    inputs: Shape  # [N, H, W, C], of a dense layer [N, C]
+    kernel: Shape  # [h, w, C / groups, O], of a dense layer [C, O]
+    outputs: Shape  # [N, H', W', O], of a dense layer [N, O]
+    geometry: Geometry | None  # of a convolution
+    bias: bool = False  # [O]
+    residual: bool = False  # an array of the outputs' shape, added before the activation
+    activation: Activation = Activation.NONE
+
+    def as_numbers(self) -> tuple[int, ...]:
+        """All but the shapes that XLA tells: those of inputs and outputs."""
+        geometry = self.geometry.as_numbers() if self.geometry else ()
+        return (self.bias, self.residual, self.activation, *self.kernel, *geometry)
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[int], inputs: Shape, outputs: Shape) -> "Layer":
+        """Of `as_numbers`."""
+        bias, residual, activation, *more = numbers
+        kernel, geometry = tuple(more[: len(inputs)]), more[len(inputs) :]
+        return cls(
+            inputs,
+            kernel,
+            outputs,
+            Geometry.from_numbers(geometry) if geometry else None,
+            bool(bias),
+            bool(residual),
+            Activation(activation),
+        )
+
+
+# ---------------------------------------------------------------------------------------- for JAX
+def _abstract(inputs: Any, kernel: Any, *others: Any, layer: Layer) -> Any:
+    del kernel, others
+    return inputs.update(shape=layer.outputs, weak_type=False)
+
+
+def _lower(ctx: Any, *operands: Any, layer: Layer) -> Any:
+    # The residual branch's array becomes the outputs; XLA copies it if it is used again.
+    aliases = {len(operands) - 1: 0} if layer.residual else {}
+    lower = jax.ffi.ffi_lowering(_TARGET, operand_output_aliases=aliases)
+    return lower(ctx, *operands, numbers=np.array(layer.as_numbers(), np.int64))
+
+
+def _handle(
+    arguments: list[xla_handlers.Buffer], result: xla_handlers.Buffer, numbers: tuple[int, ...]
+) -> None:
+    inputs, kernel, *others = arguments
+    layer = Layer.from_numbers(numbers, inputs.shape, result.shape)
+    bias = others[0].address if layer.bias else 0
+    with onednn.lock:
+        primitive = _primitive(layer)
+        (given,), wanted = kernel.shape, primitive.kernel_size
+        if given != wanted:  # the library would read behind its end
+            raise ValueError(f"a packed kernel of {given} elements, not {wanted}")
+        primitive.run(inputs.address, kernel.address, bias, result.address)
+
+
+# Of inputs, the packed kernel, and as the layer has them bias and residual. No derivatives.
+primitive = Primitive("onednn_layer")
+primitive.def_abstract_eval(_abstract)
+mlir.register_lowering(primitive, _lower, platform="cpu")
+xla_handlers.register(_TARGET, _handle)
+
+
+# ------------------------------------------------------------------------------------- by oneDNN
+_INFERENCE = 96
+
+
+def pack(layer: Layer, kernel: np.ndarray) -> np.ndarray:
+    """The kernel's elements in the library's order, one after the other, with zeros between.
+
+    Raises:
+        RuntimeError: the library cannot do this, or is not installed.
+    """
+    ours = np.ascontiguousarray(kernel, np.float32)
+    with onednn.lock:
+        return _primitive(layer).pack(ours)
+
+
+class _Primitive:
+    """One layer as the library has it."""
+
+    def __init__(self, layer: Layer) -> None:
+        made = Made()
+        library = made.library
+        describe = _describe_dense if layer.geometry is None else _describe_convolution
+        bias = made.layout(layer.kernel[-1:], (1,)) if layer.bias else None
+        description, ours, inputs, outputs = describe(made, layer, bias, _attributes(made, layer))
+        wanted = library.chosen_layout(description, Query.WEIGHTS)
+        scratchpad = library.chosen_layout(description, Query.SCRATCHPAD)
+
+        self._library, self._made = library, made
+        self._primitive = made.primitive(description)
+        self._inputs, self._outputs = made.memory(inputs), made.memory(outputs)
+        self._kernel, self._ours = made.memory(wanted), made.memory(ours)
+        self._bias = made.memory(bias) if bias is not None else None
+        self._scratchpad = made.memory(scratchpad)
+        self._scratchpad_size = library.size(scratchpad)
+        self.kernel_size = library.size(wanted) // np.float32().itemsize  # elements, packed
+        parts = [
+            (Argument.SOURCE, self._inputs),
+            (Argument.WEIGHTS, self._kernel),
+            (Argument.TARGET, self._outputs),
+            (Argument.SCRATCHPAD, self._scratchpad),
+        ]
+        if self._bias is not None:
+            parts.append((Argument.BIAS, self._bias))
+        self._arguments = onednn.arguments(*parts)
+        self._to_wanted = made.reorder(ours, wanted)
+
+    def pack(self, kernel: np.ndarray) -> np.ndarray:
+        packed = np.zeros(self.kernel_size, np.float32)
+        self._library.place(self._ours, kernel.ctypes.data)
+        self._library.place(self._kernel, packed.ctypes.data)
+        way = onednn.arguments((Argument.SOURCE, self._ours), (Argument.TARGET, self._kernel))
+        self._library.reorder(self._to_wanted, way)
+        return packed
+
+    def run(self, inputs: int, kernel: int, bias: int, outputs: int) -> None:
+        """In place; of each the address. Where a residual is added, it lies in `outputs`."""
+        place = self._library.place
+        place(self._inputs, inputs)
+        place(self._kernel, kernel)
+        place(self._outputs, outputs)
+        if self._bias is not None:
+            place(self._bias, bias)
+        place(self._scratchpad, onednn.workspace(self._scratchpad_size))
+        self._library.execute(self._primitive, self._arguments)
+
+
+@lru_cache(maxsize=2048)
+def _primitive(layer: Layer) -> _Primitive:
+    return _Primitive(layer)
+
+
+def _attributes(made: Made, layer: Layer) -> ctypes.c_void_p:
+    """With what comes behind the product."""
+    attributes, steps = made.attributes(), made("post_ops", "post_ops_create")
+    append: Callable[..., None] = made.library.do
+    if layer.residual:
+        append("post_ops_append_sum", steps, ctypes.c_float(1), 0, onednn.FLOAT32)
+    if layer.activation:
+        parameters = (ctypes.c_float(value) for value in layer.activation.parameters)
+        append("post_ops_append_eltwise", steps, int(layer.activation), *parameters)
+    made.library.do("primitive_attr_set_post_ops", attributes, steps)
+    return attributes
+
+
+_Described = tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+
+
+def _describe_convolution(
+    made: Made, layer: Layer, bias: ctypes.c_void_p | None, attributes: ctypes.c_void_p
+) -> _Described:
+    """The description; layouts of the kernel as JAX has it, of inputs and of outputs."""
+    assert layer.geometry is not None
+    sizes, strides = kernel_layout(layer.kernel, layer.geometry.groups)
+    inputs, outputs = (made.layout(*image_layout(shape)) for shape in (layer.inputs, layer.outputs))
+    layouts = (inputs, made.any_layout(sizes), outputs)
+    description = describe_forward(made, _INFERENCE, layer.geometry, layouts, bias, attributes)
+    return description, made.layout(sizes, strides), inputs, outputs
+
+
+def _describe_dense(
+    made: Made, layer: Layer, bias: ctypes.c_void_p | None, attributes: ctypes.c_void_p
+) -> _Described:
+    """As `_describe_convolution`."""
+    channels, features = layer.kernel
+    inputs, outputs = (made.layout(shape, (shape[1], 1)) for shape in (layer.inputs, layer.outputs))
+    kernel = made.any_layout((features, channels))
+    description = made(
+        "primitive_desc",
+        "inner_product_forward_primitive_desc_create",
+        *(made.library.engine, _INFERENCE, inputs, kernel, bias, outputs, attributes),
+    )
+    return description, made.layout((features, channels), (1, features)), inputs, outputs
