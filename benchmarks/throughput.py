@@ -7,8 +7,8 @@
 Every combination is timed in a process of its own, in turns with a matrix product of the same type
 in another: utilisation is the network's multiply-adds a second by those of the product, round by
 round. A training step is that of `train.main`, and counts three times its forward pass; prediction
-has its batch norm folded. `--batch_size` is of each device: `--devices all` shows weak scaling, on
-1, 2, 4 and so on of them. `--batch_size max` is the largest that fits by XLA's plan.
+is that of `optimize_for_inference`. `--batch_size` is of each device: `--devices all` shows weak
+scaling, on 1, 2, 4 and so on of them. `--batch_size max` is the largest that fits by XLA's plan.
 
 Memory is what the device's allocator says was its peak after a first step, on a CPU that of the
 whole process. Compile time is tracing and compiling, which no other time contains, and is not saved

@@ -7,8 +7,8 @@ Contestants: flaxcnn as it comes; flaxcnn with `FLAXCNN_PLAIN_CONVOLUTION=1`, wh
 everybody writes it; torchvision's network in eager mode in NCHW and in channels_last, and with
 `--compile` by `torch.compile` in channels_last. A training step is forward, loss (GoogLeNet's
 auxiliary ones included), backward and SGD with Nesterov's momentum and weight decay on one fixed
-batch; flaxcnn's is that of `train.main`. To predict, flaxcnn folds batch norm. bfloat16 is compute
-in it, with parameters in float32: torch's autocast.
+batch; flaxcnn's is that of `train.main`. To predict, flaxcnn has `optimize_for_inference`. bfloat16
+is compute in it, with parameters in float32: torch's autocast.
 
 They take turns (see `paired`), and the ratios are to the fastest torch. flaxcnn and torch keep
 freed memory, in huge pages (`train.cpu`). All begin with the same weights: how far the logits of

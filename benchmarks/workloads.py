@@ -28,7 +28,7 @@ from train.recipes import Precision
 Setup = tuple[Callable[[], object], dict[str, str]]
 
 CHANNELS = 3
-IMAGES = "images.npy"  # beside the weights, of which the logits are compared
+IMAGES = "images.npy"  # beside the weights: those whose logits are compared
 MEAN_AND_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Rows and columns of the matrices whose product gives a device's peak, and how many of them.
 PRODUCT_ON_CPU, PRODUCT = (2048, 1), (8192, 8)
@@ -166,6 +166,7 @@ def prediction(
         mesh=whole.mesh,
         in_specs=(whole.spec, split.spec),
         out_specs=split.spec,
+        check_vma=False,  # the program was traced outside of it
     )
     program, seconds = _compiled(jax.jit(predict), variables, images)
 

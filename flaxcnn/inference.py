@@ -57,9 +57,10 @@ def optimize_for_inference(
         logits = jax.jit(partial(fast.apply, train=False))(prepared, images)
 
     On a CPU, in float32, the network that comes back is for images of this shape and dtype alone,
-    and has no gradient; kernels are in memory a second time as long as `variables` are. Elsewhere,
-    and with `FLAXCNN_PLAIN_CONVOLUTION=1`, it is what `fold_batchnorm` gives. Logits are those of
-    before but for rounding. Not for `jax.jit`: variables are rewritten on the host.
+    has no gradient, and wants `check_vma=False` of `jax.shard_map`; kernels are in memory a second
+    time as long as `variables` are. Elsewhere, and with `FLAXCNN_PLAIN_CONVOLUTION=1`, it is what
+    `fold_batchnorm` gives. Logits are those of before but for rounding. Not for `jax.jit`:
+    variables are rewritten on the host.
 
     Args:
         model: of `create_model`.
