@@ -149,7 +149,7 @@ def _along_another_axis(x: Any, a: Any, b: Any) -> Any:
     """A vector as long as there are channels, added along the columns."""
     del b
     y = a(x)
-    return nn.relu(y + a.get_variable("params", "bias")[:, None])
+    return nn.relu(y + jax.lax.broadcast_in_dim(a.get_variable("params", "bias"), y.shape, (2,)))
 
 
 def _another_activation(x: Any, a: Any, b: Any) -> Any:
