@@ -96,6 +96,9 @@ class Library:
         if self.fitting:
             self.engine = self.create("engine_create", _CPU, ctypes.c_size_t(0))
             self.stream = self.create("stream_create", self.engine, 1)
+            self._place = self._quick.dnnl_memory_set_data_handle
+            self._place.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+            self._wait = self._quick.dnnl_stream_wait
 
     def create(self, function: str, *arguments: Any) -> ctypes.c_void_p:
         """What a `dnnl_..._create` makes, until it is destroyed."""
@@ -109,14 +112,14 @@ class Library:
     def reorder(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
         """Without giving the GIL away, which to get back may take longer than this."""
         self.do("primitive_execute", primitive, self.stream, len(arguments), arguments)
-        self.do("stream_wait", self.stream)
+        _check("stream_wait", self._wait(self.stream))
 
     def execute(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
         status = self._slow.dnnl_primitive_execute(
             primitive, self.stream, len(arguments), arguments
         )
         _check("primitive_execute", status)
-        self.do("stream_wait", self.stream)
+        _check("stream_wait", self._wait(self.stream))
 
     def chosen_layout(self, description: ctypes.c_void_p, query: Query) -> ctypes.c_void_p:
         return ctypes.c_void_p(self._quick.dnnl_primitive_desc_query_md(description, query, 0))
@@ -128,7 +131,7 @@ class Library:
         return int(self._quick.dnnl_memory_desc_get_size(layout))
 
     def place(self, memory: ctypes.c_void_p, address: int) -> None:
-        self.do("memory_set_data_handle", memory, ctypes.c_void_p(address))
+        _check("memory_set_data_handle", self._place(memory, address))
 
 
 @cache

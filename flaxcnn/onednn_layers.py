@@ -88,10 +88,9 @@ def _handle(
     arguments: list[xla_handlers.Buffer], result: xla_handlers.Buffer, numbers: tuple[int, ...]
 ) -> None:
     inputs, kernel, *others = arguments
-    layer = Layer.from_numbers(numbers, inputs.shape, result.shape)
-    bias = others[0].address if layer.bias else 0
     with onednn.lock:
-        primitive = _primitive(layer)
+        primitive = _primitive_of(numbers, inputs.shape, result.shape)
+        bias = others[0].address if primitive.has_bias else 0
         (given,), wanted = kernel.shape, primitive.kernel_size
         if given != wanted:  # the library would read behind its end
             raise ValueError(f"a packed kernel of {given} elements, not {wanted}")
@@ -135,6 +134,7 @@ class _Primitive:
         self._library, self._made = library, made
         self._primitive = made.primitive(description)
         self._inputs, self._outputs = made.memory(inputs), made.memory(outputs)
+        self.has_bias = layer.bias
         self._kernel, self._ours = made.memory(wanted), made.memory(ours)
         self._bias = made.memory(bias) if bias is not None else None
         self._scratchpad = made.memory(scratchpad)
@@ -174,6 +174,11 @@ class _Primitive:
 @lru_cache(maxsize=2048)
 def _primitive(layer: Layer) -> _Primitive:
     return _Primitive(layer)
+
+
+@lru_cache(maxsize=2048)
+def _primitive_of(numbers: tuple[int, ...], inputs: Shape, outputs: Shape) -> _Primitive:
+    return _primitive(Layer.from_numbers(numbers, inputs, outputs))
 
 
 def _attributes(made: Made, layer: Layer) -> ctypes.c_void_p:

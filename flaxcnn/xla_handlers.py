@@ -40,7 +40,7 @@ def register(name: str, function: Function) -> None:
             return None
         try:
             arguments = [_buffer(frame.arguments.items[i]) for i in range(frame.arguments.size)]
-            attribute = ctypes.cast(frame.attributes.items[0], ctypes.POINTER(_Array)).contents
+            attribute = _Array.from_address(frame.attributes.items[0])
             numbers = tuple(attribute.data[: attribute.size])
             function(arguments, _buffer(frame.results.items[0]), numbers)
         except BaseException as error:  # KeyboardInterrupt too: no answer would be a success
@@ -63,7 +63,7 @@ def _is_question(extension: int) -> bool:
 
 
 def _buffer(pointer: int) -> Buffer:
-    raw = ctypes.cast(pointer, ctypes.POINTER(_Buffer)).contents
+    raw = _Buffer.from_address(pointer)
     return Buffer(raw.data, tuple(raw.dimensions[: raw.rank]))
 
 
