@@ -260,6 +260,49 @@ def memory() -> str:
     return "\n".join(rows)
 
 
+# --------------------------------------------------------------------------- before the first step
+def startup() -> str:
+    """Whole processes: medians and ranges, and of the imports the ratio within the rounds."""
+    times: dict[str, list[float]] = collections.defaultdict(list)
+    with (RESULTS / "startup.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            times[row["what"]].append(float(row["seconds"]))
+    rows = ["| | seconds | of | ratio |", "|---|---:|---:|---:|"]
+    for what, seconds in times.items():
+        pair = _PAIRS_OF_STARTS.get(what.rpartition(", ")[2])
+        base = times[what.replace(*pair)] if pair else seconds
+        ratio = _median([a / b for a, b in zip(seconds, base, strict=True)])
+        spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        name = f"`{what}`" if what.startswith("import") else what
+        rows.append(
+            f"| {name} | {_median(seconds):.2f} ({spread}) | {len(seconds)} "
+            f"| {f'{ratio:.2f}' if pair else ''} |"
+        )
+    return "\n".join(rows)
+
+
+# The last word of what began -> the text that, replaced by the other, gives what to compare with.
+_PAIRS_OF_STARTS = {"import flaxcnn": ("flaxcnn", "flax.linen"), "cached": ("cached", "cold")}
+
+
+def loader() -> str:
+    """Images a second by threads: medians and ranges."""
+    rates: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
+    with (RESULTS / "loader.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            rates[row["dataset"], row["read_threads"]].append(float(row["images_per_second"]))
+    threads = sorted({count for _, count in rates}, key=int)
+    rows = [
+        f"| | {' | '.join(f'{n} threads' for n in threads)} |",
+        f"|---|{'---:|' * len(threads)}",
+    ]
+    for dataset in dict.fromkeys(name for name, _ in rates):
+        found = [rates[dataset, count] for count in threads]
+        cells = [f"{_median(r):,.0f} ({min(r):,.0f} to {max(r):,.0f})" for r in found]
+        rows.append(f"| {dataset} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def _median(values: list[float]) -> float:
     return statistics.median(values)
 
@@ -273,6 +316,8 @@ TABLES = {
     "memory": memory,
     "versus_torchvision": versus_torchvision,
     "versus_plain": versus_plain,
+    "startup": startup,
+    "loader": loader,
 }
 
 
