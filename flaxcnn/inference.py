@@ -57,10 +57,11 @@ def optimize_for_inference(
         logits = jax.jit(partial(fast.apply, train=False))(prepared, images)
 
     On a CPU, in float32, the network that comes back is for images of this shape and dtype alone,
-    has no gradient, and wants `check_vma=False` of `jax.shard_map`; kernels are in memory a second
-    time as long as `variables` are. Elsewhere, and with `FLAXCNN_PLAIN_CONVOLUTION=1`, it is what
-    `fold_batchnorm` gives. Logits are those of before but for rounding. Not for `jax.jit`:
-    variables are rewritten on the host.
+    has no gradient and no `jax.vmap`, and wants `check_vma=False` of `jax.shard_map`; kernels are
+    in memory a second time as long as `variables` are. Elsewhere, and with
+    `FLAXCNN_PLAIN_CONVOLUTION=1`, it is what `fold_batchnorm` gives. Logits are those of before but
+    for rounding; of what is not a number, activations may make zeros. Not for `jax.jit`: variables
+    are rewritten on the host.
 
     Args:
         model: of `create_model`.
@@ -109,6 +110,8 @@ def _in_layers(
     model: Network, variables: Any, images: jax.ShapeDtypeStruct
 ) -> tuple[Evaluable, Any]:
     """The program with layers that have taken in what follows, and the variables for it."""
+    # First as it is, for flax to refuse what does not fit together.
+    jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
     with nn.intercept_methods(_as_layer):
         traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
     equations, (*inputs, image) = traced.jaxpr.eqns, traced.jaxpr.invars
@@ -132,6 +135,8 @@ def _in_layers(
     used = {v for e in program for v in e.invars if not isinstance(v, Literal)}
     made |= {v: array for v, array in given.items() if v in used}
     changed = traced.jaxpr.replace(eqns=program, invars=[*made, image])
+    # As JAX has them: without its 64-bit mode, float32 for float64.
+    images = jax.ShapeDtypeStruct(_type(image).shape, _type(image).dtype)
     return _ForOneShape(ClosedJaxpr(changed, traced.consts), images), list(made.values())
 
 
@@ -148,17 +153,17 @@ def _as_layer(
         return call(*arguments, **options)
     (x,) = arguments
     kernel: jax.Array = module.get_variable("params", "kernel")
+    narrow = {x.dtype, kernel.dtype, jnp.dtype(module.dtype or x.dtype)} == {jnp.dtype("float32")}
     layer = _convolution(module, x, kernel) if kernel.ndim == 4 else _dense(module, x, kernel)
-    if layer is None:
+    if layer is None or not narrow:
         return call(*arguments, **options)
     y = onednn_layers.primitive.bind(x, kernel, layer=layer)
-    return y + module.get_variable("params", "bias") if module.use_bias else y
+    return y + module.get_variable("params", "bias").astype(y.dtype) if module.use_bias else y
 
 
 def _dense(module: Any, x: jax.Array, kernel: jax.Array) -> Layer | None:
     """As `blocks.dense` makes it; None for others."""
-    usual = module.dot_general is matrix_product.dot_general and module.dtype == jnp.float32
-    if not usual or x.ndim != 2:
+    if module.dot_general is not matrix_product.dot_general or x.ndim != 2:
         return None
     return Layer(x.shape, kernel.shape, (x.shape[0], kernel.shape[1]), None)
 
@@ -167,7 +172,7 @@ def _convolution(module: Any, x: jax.Array, kernel: jax.Array) -> Layer | None:
     """As `blocks.conv` makes it; None for others, and for what suits XLA better."""
     ours = module.conv_general_dilated is convolution.conv_general_dilated
     usual = module.kernel_dilation == module.input_dilation == 1 and module.mask is None
-    if not ours or not usual or module.dtype != jnp.float32 or isinstance(module.padding, str):
+    if not ours or not usual or isinstance(module.padding, str):
         return None
     (strides, (low, high)) = module.strides, zip(*module.padding, strict=True)
     padded = [x.shape[i + 1] + low[i] + high[i] - kernel.shape[i] for i in range(2)]
@@ -234,9 +239,11 @@ def _grown(graph: "_Graph", first: int, taken: set[int]) -> _Fusion:
         if following is None or following in taken:
             break
         after = graph.equations[following]
+        if _type(after.outvars[0]).shape != _type(y).shape:  # a sum that spreads it
+            break
         other = _other_summand(after, y)
         if other is not None:
-            bias = graph.per_channel(other)
+            bias = graph.per_channel(other, _type(y).shape[-1])
             if bias is not None:
                 biases.append(bias)
             elif bias is None and residual is None and graph.is_computed(other, y):
@@ -278,9 +285,8 @@ class _Graph:
         uses = self._uses[value]
         return uses[0] if len(uses) == 1 else None
 
-    def per_channel(self, value: Var) -> Var | None:
-        """The variable [C] that this is, spread over all but its last axis; None if it is none."""
-        channels = _type(value).shape[-1:]
+    def per_channel(self, value: Var, channels: int) -> Var | None:
+        """The variable [channels] that this is, spread over all but its last axis, or None."""
         while value not in self._inputs:
             maker = self.equations[self._makers[value]] if value in self._makers else None
             if maker is None or maker.primitive.name not in ("broadcast_in_dim", "reshape"):
@@ -289,10 +295,10 @@ class _Graph:
             if places is not None and places[-1:] != (_type(value).ndim - 1,):
                 return None
             (spread,) = maker.invars
-            if isinstance(spread, Literal) or _type(spread).shape[-1:] != channels:
+            if isinstance(spread, Literal) or _type(spread).shape[-1:] != (channels,):
                 return None
             value = spread
-        return value if _type(value).shape == channels else None
+        return value if _type(value).shape == (channels,) else None
 
     def is_computed(self, value: Var, like: Var) -> bool:
         """Whether it is an array of that shape which the network computes."""

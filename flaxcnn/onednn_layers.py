@@ -73,7 +73,8 @@ class Layer(NamedTuple):
 
 # ---------------------------------------------------------------------------------------- for JAX
 def _abstract(inputs: Any, kernel: Any, *others: Any, layer: Layer) -> Any:
-    del kernel, others
+    if any(a.dtype != np.float32 for a in (inputs, kernel, *others)):
+        raise TypeError("a layer by oneDNN is of float32 alone")
     return inputs.update(shape=layer.outputs, weak_type=False)
 
 
@@ -91,6 +92,8 @@ def _handle(
     with onednn.lock:
         primitive = _primitive_of(numbers, inputs.shape, result.shape)
         bias = others[0].address if primitive.has_bias else 0
+        if primitive.has_bias and others[0].shape != result.shape[-1:]:
+            raise ValueError(f"a bias {others[0].shape} for outputs {result.shape}")
         (given,), wanted = kernel.shape, primitive.kernel_size
         if given != wanted:  # the library would read behind its end
             raise ValueError(f"a packed kernel of {given} elements, not {wanted}")
@@ -100,6 +103,7 @@ def _handle(
 # Of inputs, the packed kernel, and as the layer has them bias and residual. No derivatives.
 primitive = Primitive("onednn_layer")
 primitive.def_abstract_eval(_abstract)
+primitive.def_impl(jax.jit(primitive.bind, static_argnames="layer"))
 mlir.register_lowering(primitive, _lower, platform="cpu")
 xla_handlers.register(_TARGET, _handle)
 

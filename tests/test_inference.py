@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import quick
 from flax import linen as nn
+from flax.errors import ScopeParamShapeError
 from shallow import shallow
 from variables import random_variables
 
@@ -179,6 +180,49 @@ def test_other_graphs(made: Any) -> None:
 
 
 # ----------------------------------------------------------------------------- where, and what not
+class Scalar(Network):
+    """A convolution and one learned number, or an array of one, that is added to all of it."""
+
+    shape: tuple[int, ...] = ()
+
+    def stage_maps(self, x: jax.Array, train: bool) -> Iterator[tuple[str, jax.Array]]:
+        """One stage."""
+        del train
+        y = blocks.conv(8, 3, padding=1, dtype=self.dtype, name="conv")(x)
+        yield "all", nn.relu(y + self.param("bias", nn.initializers.ones, self.shape))
+
+    def head(self, maps: FeatureMaps, train: bool) -> Any:
+        """The map itself."""
+        del train
+        return maps["all"]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1), (8,)])
+def test_a_learned_number_is_no_bias_per_channel(shape: tuple[int, ...]) -> None:
+    model = Scalar(shape=shape)
+    images = np.random.default_rng(1).normal(size=(2, 6, 6, 3)).astype("float32")
+    variables = random_variables(model, images.shape)
+    fast, prepared = flaxcnn.optimize_for_inference(model, variables, images)
+    assert_same(logits(fast, prepared, images), logits(model, variables, images))
+
+
+def test_without_jit_and_of_float64_images() -> None:
+    model = flaxcnn.create_model("resnet20")
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+    variables = random_variables(model, images.shape)
+    fast, prepared = flaxcnn.optimize_for_inference(model, variables, images)
+    assert_same(fast.apply(prepared, images, train=False), logits(model, variables, images))
+
+
+def test_variables_of_another_network_are_refused() -> None:
+    images = jnp.zeros((1, 64, 64, 3))
+    variables = random_variables(flaxcnn.create_model("alexnet"), images.shape)
+    with pytest.raises(ScopeParamShapeError):
+        flaxcnn.optimize_for_inference(
+            flaxcnn.create_model("alexnet", num_classes=10), variables, images
+        )
+
+
 @needs_onednn
 def test_images_of_another_shape_are_refused() -> None:
     fast = optimised("resnet20")
