@@ -66,7 +66,7 @@ class Bilinear:
         return self._bind(first, second, kind=Kind.FORWARD, how=how, shapes=shapes)
 
     def _bind(self, a: Any, b: Any, **parameters: Any) -> jax.Array:
-        result: jax.Array = self._primitive.bind(*_varying_alike(a, b), **parameters)
+        result: jax.Array = self._primitive.bind(*varying_alike(a, b), **parameters)
         return result
 
     def _abstract(self, a: Any, b: Any, *, kind: Kind, how: Any, shapes: Shapes) -> Any:
@@ -103,11 +103,12 @@ def explicitly_sharded(*arrays: jax.Array) -> bool:
     return any(jax.typeof(array).sharding.mesh.explicit_axes for array in arrays)
 
 
-def _varying_alike(a: Any, b: Any) -> tuple[Any, Any]:
-    """Both varying over the axes of `jax.shard_map` that either varies over, as JAX's own do."""
-    axes: list[frozenset[Any]] = [
-        getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset()) for x in (a, b)
+def varying_alike(*arrays: Any) -> list[Any]:
+    """All varying over the axes of `jax.shard_map` that any varies over, as JAX's own do."""
+    axes = [getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset()) for x in arrays]
+    everywhere: frozenset[Any] = frozenset().union(*axes)
+    missing = [tuple(everywhere - over) for over in axes]
+    return [
+        lax.pcast(x, over, to="varying") if over else x
+        for x, over in zip(arrays, missing, strict=True)
     ]
-    missing = [tuple(axes[1] - axes[0]), tuple(axes[0] - axes[1])]
-    a, b = (lax.pcast(x, m, to="varying") if m else x for x, m in zip((a, b), missing, strict=True))
-    return a, b

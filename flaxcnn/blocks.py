@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from flaxcnn import normalisation
 from flaxcnn.convolution import conv_general_dilated
 from flaxcnn.matrix_product import dot_general
 
@@ -137,7 +138,8 @@ class BatchNorm(nn.Module):
     axis_index_groups: Sequence[Sequence[int]] | None = None  # or within groups of it
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, relu: bool = False) -> jax.Array:
+        """With `relu`, as `norm_relu` calls it, the ReLU of that."""
         stats_dtype = at_least_float32(self.dtype)
         channels = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, channels, stats_dtype)
@@ -147,23 +149,30 @@ class BatchNorm(nn.Module):
 
         x = x.astype(stats_dtype)
         if self.use_running_average:
-            return self._normalised(x, running_mean.value, running_var.value, scale, bias)
+            y = self._normalised(x, running_mean.value, running_var.value, scale, bias)
+            return nn.relu(y) if relu else y
+        n = self._values_per_channel(x)
+        # The means are taken of what is left of x, so that they are near zero but in the first
+        # steps: see `by_moments`.
         shift = jax.lax.stop_gradient(running_mean.value)
-        x = x - shift
-        mean, var, n = self._batch_statistics(x)
+        if relu and not self._shares_statistics:
+            y, mean, var = normalisation.normalised_relu(x, scale, bias, shift, self.epsilon)
+        else:
+            moments = self._shared(normalisation.moments(x - shift))
+            y, mean, var = normalisation.by_moments(x - shift, moments, scale, bias, self.epsilon)
+            y, mean = nn.relu(y) if relu else y, mean + shift
         if not self.is_initializing():
             keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * (mean + shift)
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * var * (n / (n - 1))
-        # Not (x - mean) * factor + bias, of which the gradient wants x - mean in memory.
-        factor = jax.lax.rsqrt(var + self.epsilon) * scale
-        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+        return y.astype(self.dtype)
 
-    def as_in_evaluation(self, x: jax.Array) -> jax.Array:
+    def as_in_evaluation(self, x: jax.Array, relu: bool = False) -> jax.Array:
         """By the running statistics, whatever `use_running_average` says; they stay as they are."""
         params, stats = self.variables["params"], self.variables["batch_stats"]
         x = x.astype(at_least_float32(self.dtype))
-        return self._normalised(x, stats["mean"], stats["var"], params["scale"], params["bias"])
+        y = self._normalised(x, stats["mean"], stats["var"], params["scale"], params["bias"])
+        return nn.relu(y) if relu else y
 
     def _normalised(
         self, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
@@ -171,31 +180,38 @@ class BatchNorm(nn.Module):
         y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(self.dtype)
 
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
-        """Mean, biased variance and number of values per channel, in one pass over `x`.
+    @property
+    def _shares_statistics(self) -> bool:
+        return self.axis_name is not None and not self.is_initializing()
 
-        `x` comes less the running mean: E[x^2] - E[x]^2 loses digits only where the mean is far
-        from zero, which then it is not, the first steps apart. A mean of 100 deviations would cost
-        four digits.
-        """
-        axes = tuple(range(x.ndim - 1))
+    def _shared(self, moments: jax.Array) -> jax.Array:
+        """The mean over the devices that share statistics, if they do."""
+        if not self._shares_statistics:
+            return moments
+        shared: jax.Array = jax.lax.pmean(
+            moments, self.axis_name, axis_index_groups=self.axis_index_groups
+        )
+        return shared
+
+    def _values_per_channel(self, x: jax.Array) -> int:
         n = x.size // x.shape[-1]
-        moments = jnp.stack([jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)])
-        if self.axis_name is not None and not self.is_initializing():
-            moments = jax.lax.pmean(
-                moments, self.axis_name, axis_index_groups=self.axis_index_groups
-            )
-            n *= (
-                len(self.axis_index_groups[0])
-                if self.axis_index_groups
-                else jax.lax.axis_size(self.axis_name)
-            )
+        if self._shares_statistics:
+            groups = self.axis_index_groups
+            n *= len(groups[0]) if groups else jax.lax.axis_size(self.axis_name)
         if n == 1:
             raise ValueError(
                 f"{'/'.join(self.path)}: batch normalisation in training needs more than one value "
                 "per channel; use a larger batch or larger images"
             )
-        return moments[0], jnp.maximum(moments[1] - jnp.square(moments[0]), 0), n
+        return n
+
+
+def norm_relu(norm: nn.Module, x: jax.Array) -> jax.Array:
+    """`nn.relu(norm(x))`; in training, where it pays, both in one: see `normalisation`."""
+    if isinstance(norm, BatchNorm) and not norm.use_running_average:
+        y: jax.Array = norm(x, relu=True)
+        return y
+    return nn.relu(norm(x))
 
 
 # `jax.jit` so that the trace of a network shows it as one layer.

@@ -94,7 +94,7 @@ class BasicConv2d(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        return nn.relu(self.norm(name="bn")(x))
+        return blocks.norm_relu(self.norm(name="bn"), x)
 
 
 class Inception(nn.Module):

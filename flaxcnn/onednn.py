@@ -51,10 +51,17 @@ class Argument(IntEnum):
     TARGET = 17
     WEIGHTS = 33
     BIAS = 41
+    MEAN = 49
+    VARIANCE = 50
+    SCALE = 51
+    SHIFT = 52
+    WORKSPACE = 64
     SCRATCHPAD = 80
     SOURCE_GRADIENT = 129
     TARGET_GRADIENT = 145
     WEIGHTS_GRADIENT = 161
+    SCALE_GRADIENT = 255
+    SHIFT_GRADIENT = 256
 
 
 class Query(IntEnum):
@@ -62,6 +69,7 @@ class Query(IntEnum):
 
     WEIGHTS = 131
     WEIGHTS_GRADIENT = 132
+    WORKSPACE = 135
     SCRATCHPAD = 136
 
 

@@ -68,11 +68,13 @@ def _lower(ctx: Any, a: Any, b: Any, *, kind: Kind, how: Geometry, shapes: Shape
 
 
 def _handle(
-    arguments: list[xla_handlers.Buffer], result: xla_handlers.Buffer, numbers: tuple[int, ...]
+    arguments: list[xla_handlers.Buffer],
+    results: list[xla_handlers.Buffer],
+    numbers: tuple[int, ...],
 ) -> None:
     kind = Kind(numbers[0])
     first, second, third = PLACES[kind]
-    buffers = {first: arguments[0], second: arguments[1], third: result}
+    buffers = {first: arguments[0], second: arguments[1], third: results[0]}
     images, kernel, outputs = (buffers[place] for place in range(3))
     shapes = (images.shape, kernel.shape, outputs.shape)
     addresses = (images.address, kernel.address, outputs.address)

@@ -86,9 +86,12 @@ def _lower(ctx: Any, *operands: Any, layer: Layer) -> Any:
 
 
 def _handle(
-    arguments: list[xla_handlers.Buffer], result: xla_handlers.Buffer, numbers: tuple[int, ...]
+    arguments: list[xla_handlers.Buffer],
+    results: list[xla_handlers.Buffer],
+    numbers: tuple[int, ...],
 ) -> None:
     inputs, kernel, *others = arguments
+    (result,) = results
     with onednn.lock:
         primitive = _primitive_of(numbers, inputs.shape, result.shape)
         bias = others[0].address if primitive.has_bias else 0

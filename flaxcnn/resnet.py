@@ -47,7 +47,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = partial(blocks.conv, dtype=self.dtype)
         y = conv(self.channels, 3, strides=self.strides, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = blocks.norm_relu(self.norm(name="bn1"), y)
         y = conv(self.channels, 3, padding=1, name="conv2")(y)
         y = self.norm(scale_init=self.last_scale_init, name="bn2")(y)
         if self.strides != 1 or x.shape[-1] != self.channels:  # option B of section 3.3
@@ -75,11 +75,11 @@ class Bottleneck(nn.Module):
         conv = partial(blocks.conv, dtype=self.dtype)
         width = self.channels * self.width_per_group // 64 * self.groups
         y = conv(width, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = blocks.norm_relu(self.norm(name="bn1"), y)
         y = conv(
             width, 3, strides=self.strides, padding=1, groups=self.groups, name="conv2"
         )(y)  # fmt: skip
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = blocks.norm_relu(self.norm(name="bn2"), y)
         y = conv(4 * self.channels, 1, name="conv3")(y)
         y = self.norm(scale_init=self.last_scale_init, name="bn3")(y)
         if self.strides != 1 or x.shape[-1] != 4 * self.channels:  # option B of section 3.3
@@ -104,7 +104,7 @@ class CifarBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = partial(blocks.conv, dtype=self.dtype)
         y = conv(self.channels, 3, strides=self.strides, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = blocks.norm_relu(self.norm(name="bn1"), y)
         y = conv(self.channels, 3, padding=1, name="conv2")(y)
         y = self.norm(scale_init=self.last_scale_init, name="bn2")(y)
         x = x[:, :: self.strides, :: self.strides]
@@ -128,9 +128,9 @@ class PlainBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = partial(blocks.conv, dtype=self.dtype)
         x = conv(self.channels, 3, strides=self.strides, padding=1, name="conv1")(x)
-        x = nn.relu(self.norm(name="bn1")(x))
+        x = blocks.norm_relu(self.norm(name="bn1"), x)
         x = conv(self.channels, 3, padding=1, name="conv2")(x)
-        return nn.relu(self.norm(name="bn2")(x))
+        return blocks.norm_relu(self.norm(name="bn2"), x)
 
 
 # -------------------------------------------------------------------------------------- networks
@@ -177,7 +177,7 @@ class ResNet(Network, kw_only=True):
     def stem(self, x: jax.Array, norm: blocks.NormFactory) -> jax.Array:
         """[N, H, W, C] -> [N, H / 4, W / 4, 64]."""
         x = blocks.conv(64, 7, strides=2, padding=3, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(norm(name="bn1")(x))  # [N, 112, 112, 64]
+        x = blocks.norm_relu(norm(name="bn1"), x)  # [N, 112, 112, 64]
         return pooling.max_pool(x, 3, 2, padding=1)
 
     def head(self, maps: FeatureMaps, train: bool) -> jax.Array:
@@ -208,7 +208,7 @@ class CifarResNet(ResNet, kw_only=True):
     def stem(self, x: jax.Array, norm: blocks.NormFactory) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, 16]."""
         x = blocks.conv(16, 3, padding=1, dtype=self.dtype, name="conv1")(x)
-        return nn.relu(norm(name="bn1")(x))
+        return blocks.norm_relu(norm(name="bn1"), x)
 
 
 RESNEXT_32X4D = partial(Bottleneck, groups=32, width_per_group=4)

@@ -41,12 +41,12 @@ class PreactBasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = partial(blocks.conv, dtype=self.dtype)
-        y = x if self.activated else nn.relu(self.norm(name="bn1")(x))
+        y = x if self.activated else blocks.norm_relu(self.norm(name="bn1"), x)
         if self.strides != 1 or x.shape[-1] != self.channels:
             # Appendix: projections take what is activated already.
             x = conv(self.channels, 1, strides=self.strides, name="downsample")(y)
         y = conv(self.channels, 3, strides=self.strides, padding=1, name="conv1")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = blocks.norm_relu(self.norm(name="bn2"), y)
         return x + conv(self.channels, 3, padding=1, name="conv2")(y)
 
 
@@ -65,14 +65,14 @@ class PreactBottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = partial(blocks.conv, dtype=self.dtype)
-        y = x if self.activated else nn.relu(self.norm(name="bn1")(x))
+        y = x if self.activated else blocks.norm_relu(self.norm(name="bn1"), x)
         if self.strides != 1 or x.shape[-1] != 4 * self.channels:
             # Appendix: projections take what is activated already.
             x = conv(4 * self.channels, 1, strides=self.strides, name="downsample")(y)
         y = conv(self.channels, 1, name="conv1")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = blocks.norm_relu(self.norm(name="bn2"), y)
         y = conv(self.channels, 3, strides=self.strides, padding=1, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn3")(y))
+        y = blocks.norm_relu(self.norm(name="bn3"), y)
         return x + conv(4 * self.channels, 1, name="conv3")(y)
 
 
@@ -96,7 +96,7 @@ class ResNetV2(Network, kw_only=True):
     def stage_maps(self, x: jax.Array, train: bool) -> Iterator[tuple[str, jax.Array]]:
         norm = self._norm(train)
         x = blocks.conv(64, 7, strides=2, padding=3, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(norm(name="bn1")(x))  # [N, 112, 112, 64]
+        x = blocks.norm_relu(norm(name="bn1"), x)  # [N, 112, 112, 64]
         x = pooling.max_pool(x, 3, 2, padding=1)
         yield "stem", x  # [N, 56, 56, 64]
         for stage, size in enumerate(self.stage_sizes):
@@ -112,7 +112,7 @@ class ResNetV2(Network, kw_only=True):
             yield f"layer{stage + 1}", x
 
     def head(self, maps: FeatureMaps, train: bool) -> jax.Array:
-        x = nn.relu(self._norm(train)(name="bn2")(maps[self.stages[-1]]))
+        x = blocks.norm_relu(self._norm(train)(name="bn2"), maps[self.stages[-1]])
         x = pooling.global_avg_pool(x)
         if self.num_classes == 0:
             return x

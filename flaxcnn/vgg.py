@@ -59,8 +59,9 @@ class VGG(Network, kw_only=True):
             for channels in block:
                 x = conv(channels, 3, name=f"features_{index}")(x)
                 if self.batch_norm:
-                    x = norm(name=f"features_{index + 1}")(x)
-                x = nn.relu(x)
+                    x = blocks.norm_relu(norm(name=f"features_{index + 1}"), x)
+                else:
+                    x = nn.relu(x)
                 if self.local_response_norm and index == 0:
                     x = blocks.local_response_norm(x)
                 index += 3 if self.batch_norm else 2

@@ -21,8 +21,8 @@ class Buffer(NamedTuple):
     shape: tuple[int, ...]
 
 
-# Called with the arguments, the result, and the integers of the attribute.
-Function = Callable[[list[Buffer], Buffer, tuple[int, ...]], None]
+# Called with the arguments, the results, and the integers of the attribute.
+Function = Callable[[list[Buffer], list[Buffer], tuple[int, ...]], None]
 
 _handlers: list[Any] = []  # XLA keeps their addresses
 
@@ -30,7 +30,7 @@ _handlers: list[Any] = []  # XLA keeps their addresses
 def register(name: str, function: Function) -> None:
     """Has XLA call `function` for `jax.ffi.ffi_call(name, ...)` on a CPU, from any thread.
 
-    The calls have one result and one attribute, an array of int64. What `function` raises becomes
+    The calls have one attribute, an array of int64. What `function` raises becomes
     the error of the program that called it.
     """
 
@@ -39,10 +39,10 @@ def register(name: str, function: Function) -> None:
         if frame.extension and _is_question(frame.extension):
             return None
         try:
-            arguments = [_buffer(frame.arguments.items[i]) for i in range(frame.arguments.size)]
+            arguments, results = _buffers(frame.arguments), _buffers(frame.results)
             attribute = _Array.from_address(frame.attributes.items[0])
             numbers = tuple(attribute.data[: attribute.size])
-            function(arguments, _buffer(frame.results.items[0]), numbers)
+            function(arguments, results, numbers)
         except BaseException as error:  # KeyboardInterrupt too: no answer would be a success
             return _error(frame, f"{name}: {type(error).__name__}: {error}")
         return None
@@ -62,9 +62,9 @@ def _is_question(extension: int) -> bool:
     return True
 
 
-def _buffer(pointer: int) -> Buffer:
-    raw = _Buffer.from_address(pointer)
-    return Buffer(raw.data, tuple(raw.dimensions[: raw.rank]))
+def _buffers(items: Any) -> list[Buffer]:
+    raw = [_Buffer.from_address(items.items[i]) for i in range(items.size)]
+    return [Buffer(buffer.data, tuple(buffer.dimensions[: buffer.rank])) for buffer in raw]
 
 
 def _error(frame: Any, message: str) -> int | None:

@@ -123,7 +123,7 @@ class Split:
         module = context.module
         if context.method_name == "__call__":
             if isinstance(module, blocks.BatchNorm) and module.path in self.frozen_norms:
-                return module.as_in_evaluation(*args)
+                return module.as_in_evaluation(*args, **kwargs)
             if isinstance(module, nn.Dropout) and module.path[0] in self.frozen_modules:
                 return args[0]
         return next_call(*args, **kwargs)
