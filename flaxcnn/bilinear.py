@@ -105,8 +105,10 @@ def explicitly_sharded(*arrays: jax.Array) -> bool:
 
 def varying_alike(*arrays: Any) -> list[Any]:
     """All varying over the axes of `jax.shard_map` that any varies over, as JAX's own do."""
-    axes = [getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset()) for x in arrays]
-    everywhere: frozenset[Any] = frozenset().union(*axes)
+    axes: list[frozenset[Any]] = [
+        getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset()) for x in arrays
+    ]
+    everywhere = frozenset[Any]().union(*axes)
     missing = [tuple(everywhere - over) for over in axes]
     return [
         lax.pcast(x, over, to="varying") if over else x

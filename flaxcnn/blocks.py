@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from flaxcnn import normalisation
 from flaxcnn.convolution import conv_general_dilated
 from flaxcnn.matrix_product import dot_general
+from flaxcnn.moments import Normalised, by_moments, moments
+from flaxcnn.normalisation import normalised
 
 Initializer = Callable[..., jax.Array]
 NormFactory = Callable[..., nn.Module]
@@ -152,15 +153,12 @@ class BatchNorm(nn.Module):
             y = self._normalised(x, running_mean.value, running_var.value, scale, bias)
             return nn.relu(y) if relu else y
         n = self._values_per_channel(x)
-        # The means are taken of what is left of x, so that they are near zero but in the first
-        # steps: see `by_moments`.
-        shift = jax.lax.stop_gradient(running_mean.value)
-        if relu and not self._shares_statistics:
-            y, mean, var = normalisation.normalised_relu(x, scale, bias, shift, self.epsilon)
+        near = jax.lax.stop_gradient(running_mean.value)  # the first steps apart
+        if self._shares_statistics:
+            y, mean, var = self._normalised_together(x - near, scale, bias)
+            y, mean = nn.relu(y) if relu else y, mean + near
         else:
-            moments = self._shared(normalisation.moments(x - shift))
-            y, mean, var = normalisation.by_moments(x - shift, moments, scale, bias, self.epsilon)
-            y, mean = nn.relu(y) if relu else y, mean + shift
+            y, mean, var = normalised(x, scale, bias, near, epsilon=self.epsilon, relu=relu)
         if not self.is_initializing():
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -184,14 +182,11 @@ class BatchNorm(nn.Module):
     def _shares_statistics(self) -> bool:
         return self.axis_name is not None and not self.is_initializing()
 
-    def _shared(self, moments: jax.Array) -> jax.Array:
-        """The mean over the devices that share statistics, if they do."""
-        if not self._shares_statistics:
-            return moments
-        shared: jax.Array = jax.lax.pmean(
-            moments, self.axis_name, axis_index_groups=self.axis_index_groups
-        )
-        return shared
+    def _normalised_together(self, x: jax.Array, scale: jax.Array, bias: jax.Array) -> Normalised:
+        """By the moments of all devices that share statistics."""
+        groups = self.axis_index_groups
+        shared = jax.lax.pmean(moments(x), self.axis_name, axis_index_groups=groups)
+        return by_moments(x, shared, scale, bias, self.epsilon)
 
     def _values_per_channel(self, x: jax.Array) -> int:
         n = x.size // x.shape[-1]
@@ -209,8 +204,8 @@ class BatchNorm(nn.Module):
 def norm_relu(norm: nn.Module, x: jax.Array) -> jax.Array:
     """`nn.relu(norm(x))`; in training, where it pays, both in one: see `normalisation`."""
     if isinstance(norm, BatchNorm) and not norm.use_running_average:
-        y: jax.Array = norm(x, relu=True)
-        return y
+        together: jax.Array = norm(x, relu=True)
+        return together
     return nn.relu(norm(x))
 
 

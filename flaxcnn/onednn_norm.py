@@ -1,202 +1,81 @@
-"""Batch norm in training as oneDNN computes it on a CPU, as JAX calls it and takes its derivatives.
+"""Batch norm in training as oneDNN computes it on a CPU, value and gradient.
 
-With the ReLU that comes behind it, of which the library keeps the signs, or without one. On arrays
-[N, H, W, C], scale and bias [C]; in float32.
-
-Three primitives, as `normalised`'s derivative is one function of the changes of x, scale and bias
-in which it is linear, and its gradient that function's transpose. oneDNN computes the value and the
-gradient; the rest, which is forward-mode and second derivatives and a further axis by `jax.vmap`,
-is written in JAX's own functions.
+With the ReLU that comes behind it, or without one; `norm_primitives` makes JAX's primitives of it.
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from flaxcnn import onednn, xla_handlers
-from flaxcnn.bilinear import Shape, varying_alike
+from flaxcnn.bilinear import Shape
+from flaxcnn.moments import by_moments, moments
 from flaxcnn.onednn import Argument, Made, Query
 from flaxcnn.onednn_convolution import image_layout
 
-_AXES = (0, 1, 2)
-_FORWARD, _GRADIENT = "flaxcnn_onednn_norm", "flaxcnn_onednn_norm_gradient"
+_VALUE, _GRADIENT = "flaxcnn_onednn_norm", "flaxcnn_onednn_norm_gradient"
 
 
-# ---------------------------------------------------------------------------------------- for JAX
-def normalised_relu(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """relu of x normalised by its own statistics, times scale, plus bias; mean; biased variance."""
-    return _normalised_relu(x, scale, bias, epsilon)[:3]
+# --------------------------------------------------------------------------------------- for JAX
+# Of so many values per channel, at most, the library sums up the statistics. It adds one after the
+# other: of 8192 values the variance is wrong by 1e-6 of itself, of 100 000 by 1e-5, of a million by
+# 2e-4. XLA's sums are exact to 1e-7.
+_FEW = 8192
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _normalised_relu(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Any:
-    """And of each y whether it is above zero, in the library's own form."""
-    return tuple(_value.bind(*varying_alike(x, scale, bias), epsilon=epsilon))
+def value(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, *, epsilon: float, relu: bool
+) -> Any:
+    """y, mean, var, and with a ReLU signs: whether each y is above zero, in the library's own form.
+
+    `near` is about what the mean is.
+    """
+    signs = [jax.ShapeDtypeStruct(signs_shape(x.shape, epsilon), jnp.uint8)] if relu else []
+    if math.prod(x.shape[:3]) <= _FEW:
+        results = [x, scale, scale, *signs]
+        return _call(_VALUE, results, x, scale, bias, epsilon=epsilon, relu=relu)
+    centred = x - near
+    y, mean, var = by_moments(centred, moments(centred), scale, bias, epsilon)
+    mean += near
+    if not relu:
+        return y, mean, var
+    operands = (x, scale, bias, mean, var)
+    y, of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
+    return y, mean, var, of_y
 
 
-@_normalised_relu.defjvp
-def _normalised_relu_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
-    x, scale, bias = primals
-    y, mean, var, signs = _normalised_relu(x, scale, bias, epsilon)
-    dx = tangents[0]
-    operands = varying_alike(*tangents, x, scale, mean, var, y, signs)
-    dy = _tangent.bind(*operands, epsilon=epsilon)
-    dmean = jnp.mean(dx, _AXES)
-    dvar = 2 * jnp.mean((x - mean) * dx, _AXES)
-    no_change = np.zeros(signs.shape, jax.dtypes.float0)
-    return (y, mean, var, signs), (dy, dmean, dvar, no_change)
-
-
-def _value_plainly(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float) -> Any:
-    mean = jnp.mean(x, _AXES)
-    var = jnp.mean(jnp.square(x - mean), _AXES)
-    y = jax.nn.relu((x - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias)
-    # Signs that nothing reads: where this is used the gradient is plain too, and goes by y.
-    return y, mean, var, jnp.zeros_like(scale, jnp.uint8, shape=_signs(x.shape, epsilon))
-
-
-def _tangent_plainly(
-    dx: jax.Array,
-    dscale: jax.Array,
-    dbias: jax.Array,
+def gradient(
+    dy: jax.Array,
     x: jax.Array,
     scale: jax.Array,
     mean: jax.Array,
     var: jax.Array,
-    y: jax.Array,
-    *_signs: jax.Array,
+    *of_relu: jax.Array,
     epsilon: float,
-) -> jax.Array:
-    """How y changes with x, scale and bias."""
-    deviations = jax.lax.rsqrt(var + epsilon)
-    normal = (x - mean) * deviations
-    along = jnp.mean(dx, _AXES) + normal * jnp.mean(dx * normal, _AXES)
-    change = scale * deviations * (dx - along) + dscale * normal + dbias
-    return jnp.where(y > 0, change, 0)
+) -> Any:
+    """Of x, scale and bias; `of_relu` is y and signs, if there is a ReLU."""
+    operands = (dy, x, scale, mean, var, *of_relu[1:])
+    results = [x, scale, scale]
+    return _call(_GRADIENT, results, *operands, epsilon=epsilon, relu=bool(of_relu))
 
 
-def _gradient_plainly(
-    dy: jax.Array, x: jax.Array, scale: jax.Array, *others: jax.Array, epsilon: float
-) -> list[jax.Array]:
-    """The transpose of `_tangent_plainly`."""
-    changes = [jax.typeof(a).update(weak_type=False) for a in (x, scale, scale)]
-
-    def tangent(*changes: jax.Array) -> jax.Array:
-        return _tangent_plainly(*changes, x, scale, *others, epsilon=epsilon)
-
-    return list(jax.linear_transpose(tangent, *changes)(dy))
+def _call(
+    target: str, results: Sequence[Any], *operands: jax.Array, epsilon: float, relu: bool
+) -> Any:
+    like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in results]
+    numbers = np.array([np.float32(epsilon).view(np.int32), relu], np.int64)
+    return jax.ffi.ffi_call(target, like)(*operands, numbers=numbers)
 
 
-# Of x, scale and bias: y, mean, var and signs. `_normalised_relu` says what its derivative is.
-_value = Primitive("onednn_norm")
-_value.multiple_results = True
-# Of changes of x, scale and bias, and of x, scale, mean, var, y and signs.
-_tangent = Primitive("onednn_norm_tangent")
-# Of the gradient of y, and of x, scale, mean, var, y and signs: gradients of x, scale and bias.
-_gradient = Primitive("onednn_norm_gradient")
-_gradient.multiple_results = True
-
-
-@_value.def_abstract_eval
-def _value_abstract(x: Any, scale: Any, bias: Any, *, epsilon: float) -> Any:
-    if not x.dtype == scale.dtype == bias.dtype == np.float32:
-        raise TypeError(f"a norm by oneDNN is of float32 alone, not {x.dtype} and {scale.dtype}")
-    channel = scale.update(weak_type=False)
-    signs = scale.update(shape=_signs(x.shape, epsilon), dtype=np.dtype(np.uint8), weak_type=False)
-    return x.update(weak_type=False), channel, channel, signs
-
-
-@_tangent.def_abstract_eval
-def _tangent_abstract(dx: Any, *_: Any, epsilon: float) -> Any:
-    del epsilon
-    return dx.update(weak_type=False)
-
-
-@_gradient.def_abstract_eval
-def _gradient_abstract(dy: Any, _x: Any, scale: Any, *_: Any, epsilon: float) -> Any:
-    del epsilon
-    channel = scale.update(weak_type=False)
-    return dy.update(weak_type=False), channel, channel
-
-
-def _transposed(dy: Any, *operands: Any, epsilon: float) -> list[Any]:
-    changes, known = operands[:3], operands[3:]
-    results: list[Any] = [None] * len(operands)
-    if type(dy) is not ad.Zero:
-        gradients = _gradient.bind(*varying_alike(dy, *known), epsilon=epsilon)
-        for i, gradient in enumerate(gradients):
-            if ad.is_undefined_primal(changes[i]):
-                results[i] = gradient
-    return results
-
-
-def _derived(plainly: Any) -> Any:
-    """The derivative of a primitive by that of its plain form."""
-
-    def rule(primals: Any, tangents: Any, **parameters: Any) -> Any:
-        changes = [
-            np.zeros(a.shape, jax.dtypes.float0)
-            if a.dtype == np.uint8
-            else ad.instantiate_zeros(tangent)
-            for a, tangent in zip(primals, tangents, strict=True)
-        ]
-        return jax.jvp(partial(plainly, **parameters), tuple(primals), tuple(changes))
-
-    return rule
-
-
-def _batched(plainly: Any) -> Any:
-    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
-        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
-        return results, jax.tree.map(lambda _: 0, results)
-
-    return rule
-
-
-for _primitive, _plainly in (
-    (_value, _value_plainly),
-    (_tangent, _tangent_plainly),
-    (_gradient, _gradient_plainly),
-):
-    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames="epsilon"))
-    batching.primitive_batchers[_primitive] = _batched(_plainly)
-    # Also for a program of several platforms, as `bilinear` has it.
-    mlir.register_lowering(
-        _primitive, mlir.lower_fun(_plainly, multiple_results=_primitive.multiple_results)
-    )
-ad.primitive_jvps[_tangent] = _derived(_tangent_plainly)
-ad.primitive_jvps[_gradient] = _derived(_gradient_plainly)
-ad.primitive_transposes[_tangent] = _transposed
-
-
-# --------------------------------------------------------------------------------------- for XLA
-def _lower_value(ctx: Any, *operands: Any, epsilon: float) -> Any:
-    return jax.ffi.ffi_lowering(_FORWARD)(ctx, *operands, numbers=_numbers(epsilon))
-
-
-def _lower_gradient(ctx: Any, *operands: Any, epsilon: float) -> Any:
-    *needed, _y, signs = range(len(operands))  # y is for the plain form
-    chosen = (*needed, signs)
-    ctx = ctx.replace(avals_in=[ctx.avals_in[i] for i in chosen])
-    operands = tuple(operands[i] for i in chosen)
-    return jax.ffi.ffi_lowering(_GRADIENT)(ctx, *operands, numbers=_numbers(epsilon))
-
-
-def _numbers(epsilon: float) -> np.ndarray:
-    return np.array([np.float32(epsilon).view(np.int32)], np.int64)
-
-
-def _epsilon(numbers: tuple[int, ...]) -> float:
-    return float(np.int32(numbers[0]).view(np.float32))
+def _norm_of(arguments: list[xla_handlers.Buffer], numbers: tuple[int, ...]) -> "_Norm":
+    bits, relu = numbers
+    return _norm(arguments[0].shape, float(np.int32(bits).view(np.float32)), bool(relu))
 
 
 def _handle_value(
@@ -204,9 +83,14 @@ def _handle_value(
     results: list[xla_handlers.Buffer],
     numbers: tuple[int, ...],
 ) -> None:
-    norm = _norm(arguments[0].shape, _epsilon(numbers))
-    with onednn.lock:
-        norm.forward.run([buffer.address for buffer in (*arguments, *results)])
+    norm, (_, relu) = _norm_of(arguments, numbers), numbers
+    x, scale, bias, *given = arguments
+    y, *found = results
+    step = norm.by_statistics if given else norm.value
+    step.run([*arguments, *results])
+    if relu:
+        mean, var = given or found[:2]
+        _mend(norm, x, y, [mean, var, scale, bias])
 
 
 def _handle_gradient(
@@ -214,59 +98,74 @@ def _handle_gradient(
     results: list[xla_handlers.Buffer],
     numbers: tuple[int, ...],
 ) -> None:
-    norm = _norm(arguments[0].shape, _epsilon(numbers))
-    with onednn.lock:
-        norm.gradient.run([buffer.address for buffer in (*arguments, *results)])
+    _norm_of(arguments, numbers).gradient.run([*arguments, *results])
 
 
-mlir.register_lowering(_value, _lower_value, platform="cpu")
-mlir.register_lowering(_gradient, _lower_gradient, platform="cpu")
-xla_handlers.register(_FORWARD, _handle_value)
+def _mend(
+    norm: "_Norm",
+    x: xla_handlers.Buffer,
+    y: xla_handlers.Buffer,
+    channels: Sequence[xla_handlers.Buffer],
+) -> None:
+    """Channels in which something is not finite, of which the library's ReLU makes zeros.
+
+    A training that has gone wrong must be seen to.
+    """
+    mean, var, scale, bias = (norm.channels_at(buffer.address) for buffer in channels)
+    if math.isfinite((mean + var + scale + bias).sum()):
+        return
+    bad = ~np.isfinite(mean + var + scale + bias)
+    images, outputs = norm.images_at(x.address), norm.images_at(y.address)
+    with np.errstate(invalid="ignore"):
+        factor = scale[bad] / np.sqrt(var[bad] + np.float32(norm.epsilon))
+        outputs[..., bad] = np.maximum((images[..., bad] - mean[bad]) * factor + bias[bad], 0)
+
+
+xla_handlers.register(_VALUE, _handle_value)
 xla_handlers.register(_GRADIENT, _handle_gradient)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN
 _TRAINING, _BACKWARD = 64, 128  # dnnl_prop_kind_t
-_USE_SCALE, _USE_SHIFT, _FUSE_RELU = 2, 4, 8  # dnnl_normalization_flags_t
+_GLOBAL, _USE_SCALE, _USE_SHIFT, _FUSE_RELU = 1, 2, 4, 8  # dnnl_normalization_flags_t
 
 
 class _Norm:
     """Both primitives of one shape, and the size of what the one keeps for the other."""
 
-    def __init__(self, shape: Shape, epsilon: float) -> None:
+    def __init__(self, shape: Shape, epsilon: float, relu: bool) -> None:
+        self.epsilon = epsilon
+        self._shape, self._images = shape, ctypes.c_float * math.prod(shape)
+        self._channels = ctypes.c_float * shape[-1]
         made = Made()
         x = made.layout(*image_layout(shape))
         channel = made.layout(shape[-1:], (1,))
-        attributes, engine = made.attributes(), made.library.engine
-        flags = _USE_SCALE | _USE_SHIFT | _FUSE_RELU
-        settings = (ctypes.c_float(epsilon), flags)
-        name = "batch_normalization_{}_primitive_desc_create"
+        flags = _USE_SCALE | _USE_SHIFT | (_FUSE_RELU if relu else 0)
+        engine, settings = made.library.engine, (ctypes.c_float(epsilon), flags)
         forward = made(
             "primitive_desc",
-            name.format("forward"),
-            *(engine, _TRAINING, x, x, *settings, attributes),
+            "batch_normalization_forward_primitive_desc_create",
+            *(engine, _TRAINING, x, x, *settings, made.attributes()),
+        )
+        given = made(
+            "primitive_desc",
+            "batch_normalization_forward_primitive_desc_create",
+            *(engine, _TRAINING, x, x, settings[0], flags | _GLOBAL, made.attributes()),
         )
         gradient = made(
             "primitive_desc",
-            name.format("backward"),
-            *(engine, _BACKWARD, x, x, x, *settings, forward, attributes),
+            "batch_normalization_backward_primitive_desc_create",
+            *(engine, _BACKWARD, x, x, x, *settings, forward, made.attributes()),
         )
-        signs = made.library.chosen_layout(forward, Query.WORKSPACE)
-        self.size_of_signs = made.library.size(signs)
-        # In the order of the primitives' operands and results, as JAX calls them.
-        self.forward = _Step(
-            made,
-            forward,
-            [
-                (Argument.SOURCE, x),
-                (Argument.SCALE, channel),
-                (Argument.SHIFT, channel),
-                (Argument.TARGET, x),
-                (Argument.MEAN, channel),
-                (Argument.VARIANCE, channel),
-                (Argument.WORKSPACE, signs),
-            ],
-        )
+        workspace = made.library.chosen_layout(forward, Query.WORKSPACE)
+        self.size_of_signs = made.library.size(workspace) if relu else 0
+        signs = [(Argument.WORKSPACE, workspace)] if relu else []
+        statistics = [(Argument.MEAN, channel), (Argument.VARIANCE, channel)]
+        operands = [(Argument.SOURCE, x), (Argument.SCALE, channel), (Argument.SHIFT, channel)]
+        target = (Argument.TARGET, x)
+        # In the order in which JAX has operands and results.
+        self.value = _Step(made, forward, [*operands, target, *statistics, *signs])
+        self.by_statistics = _Step(made, given, [*operands, *statistics, target, *signs])
         self.gradient = _Step(
             made,
             gradient,
@@ -274,14 +173,19 @@ class _Norm:
                 (Argument.TARGET_GRADIENT, x),
                 (Argument.SOURCE, x),
                 (Argument.SCALE, channel),
-                (Argument.MEAN, channel),
-                (Argument.VARIANCE, channel),
-                (Argument.WORKSPACE, signs),
+                *statistics,
+                *signs,
                 (Argument.SOURCE_GRADIENT, x),
                 (Argument.SCALE_GRADIENT, channel),
                 (Argument.SHIFT_GRADIENT, channel),
             ],
         )
+
+    def channels_at(self, address: int) -> np.ndarray:
+        return np.ctypeslib.as_array(self._channels.from_address(address))
+
+    def images_at(self, address: int) -> np.ndarray:
+        return np.ctypeslib.as_array(self._images.from_address(address)).reshape(self._shape)
 
 
 class _Step:
@@ -300,24 +204,26 @@ class _Step:
         self._memories = [made.memory(layout) for _, layout in parts]
         self._scratchpad = made.memory(scratchpad)
         self._scratchpad_size = library.size(scratchpad)
-        names = [argument for argument, _ in parts]
         self._arguments = onednn.arguments(
-            *zip(names, self._memories, strict=True), (Argument.SCRATCHPAD, self._scratchpad)
+            *zip([argument for argument, _ in parts], self._memories, strict=True),
+            (Argument.SCRATCHPAD, self._scratchpad),
         )
 
-    def run(self, addresses: Sequence[int]) -> None:
+    def run(self, buffers: Sequence[xla_handlers.Buffer]) -> None:
         place = self._library.place
-        for memory, address in zip(self._memories, addresses, strict=True):
-            place(memory, address)
-        place(self._scratchpad, onednn.workspace(self._scratchpad_size))
-        self._library.execute(self._primitive, self._arguments)
+        with onednn.lock:
+            for memory, buffer in zip(self._memories, buffers, strict=True):
+                place(memory, buffer.address)
+            place(self._scratchpad, onednn.workspace(self._scratchpad_size))
+            self._library.execute(self._primitive, self._arguments)
 
 
-@lru_cache(maxsize=1024)
-def _norm(shape: Shape, epsilon: float) -> _Norm:
-    return _Norm(shape, epsilon)
-
-
-def _signs(shape: Shape, epsilon: float) -> Shape:
+@lru_cache(maxsize=2048)
+def _norm(shape: Shape, epsilon: float, relu: bool) -> _Norm:
     with onednn.lock:
-        return (_norm(tuple(shape), float(np.float32(epsilon))).size_of_signs,)
+        return _Norm(shape, epsilon, relu)
+
+
+def signs_shape(shape: Shape, epsilon: float) -> Shape:
+    """[bytes] of the signs of maps of such a shape."""
+    return (_norm(tuple(shape), float(np.float32(epsilon)), True).size_of_signs,)

@@ -1,0 +1,35 @@
+"""Batch norm in training, as a formula: normalising by the batch's own mean and variance."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Normalised(NamedTuple):
+    """An array, and the statistics by which it was normalised."""
+
+    y: jax.Array  # [..., C]
+    mean: jax.Array  # [C]
+    var: jax.Array  # [C], biased
+
+
+def moments(x: jax.Array) -> jax.Array:
+    """[..., C] -> [2, C]: the means of x and of its square, in one pass over it."""
+    axes = tuple(range(x.ndim - 1))
+    return jnp.stack([jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)])
+
+
+def by_moments(
+    x: jax.Array, moments: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> Normalised:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias.
+
+    E[x^2] - E[x]^2 loses digits where the mean is far from zero: 100 deviations cost four. So `x`
+    should come less what the mean is about.
+    """
+    mean, square = moments
+    var = jnp.maximum(square - jnp.square(mean), 0)
+    # Not (x - mean) * factor + bias, of which the gradient wants x - mean in memory.
+    factor = jax.lax.rsqrt(var + epsilon) * scale
+    return Normalised(x * factor + (bias - mean * factor), mean, var)

@@ -1,0 +1,182 @@
+"""Batch norm in training as JAX's primitives: the value, and what its derivatives are.
+
+With the ReLU that comes behind it, or without one. On arrays [N, H, W, C], scale and bias [C]; in
+float32.
+
+Three primitives: the value; how it changes with x, scale and bias, which is linear in those
+changes; and the gradient, the transpose of that. On a CPU oneDNN computes value and gradient
+(`onednn_norm`). The rest, that is forward-mode and second derivatives and a further axis by
+`jax.vmap`, is written in JAX's own functions.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from flaxcnn import onednn_norm
+from flaxcnn.bilinear import varying_alike
+from flaxcnn.moments import Normalised, by_moments, moments
+
+_AXES = (0, 1, 2)
+
+
+def normalised(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float, relu: bool
+) -> Normalised:
+    """As `flaxcnn.normalisation.normalised`."""
+    operands = varying_alike(x, scale, bias, near)
+    return Normalised(*_value.bind(*operands, epsilon=epsilon, relu=relu)[:3])
+
+
+# ------------------------------------------------------------------------------- in JAX's functions
+def _value_plainly(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, *, epsilon: float, relu: bool
+) -> Any:
+    x = x - near
+    y, mean, var = by_moments(x, moments(x), scale, bias, epsilon)
+    if not relu:
+        return y, mean + near, var
+    # Signs that nothing reads: where this is used the gradient is plain too, and goes by y.
+    signs = jnp.zeros_like(scale, jnp.uint8, shape=onednn_norm.signs_shape(x.shape, epsilon))
+    return jax.nn.relu(y), mean + near, var, signs
+
+
+def _tangent_plainly(
+    dx: jax.Array,
+    dscale: jax.Array,
+    dbias: jax.Array,
+    x: jax.Array,
+    scale: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    *of_relu: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    """How y changes with x, scale and bias; `of_relu` is y and signs, if there is a ReLU."""
+    deviations = jax.lax.rsqrt(var + epsilon)
+    normal = (x - mean) * deviations
+    along = jnp.mean(dx, _AXES) + normal * jnp.mean(dx * normal, _AXES)
+    change = scale * deviations * (dx - along) + dscale * normal + dbias
+    return jnp.where(of_relu[0] > 0, change, 0) if of_relu else change
+
+
+def _gradient_plainly(
+    dy: jax.Array, x: jax.Array, scale: jax.Array, *others: jax.Array, epsilon: float
+) -> list[jax.Array]:
+    """The transpose of `_tangent_plainly`."""
+    changes = [jax.typeof(a).update(weak_type=False) for a in (x, scale, scale)]
+
+    def tangent(*changes: jax.Array) -> jax.Array:
+        return _tangent_plainly(*changes, x, scale, *others, epsilon=epsilon)
+
+    return list(jax.linear_transpose(tangent, *changes)(dy))
+
+
+# ----------------------------------------------------------------------------------- the primitives
+# Of x, scale, bias and near: y, mean, var, and with a ReLU signs: whether each y is above zero, in
+# the library's own form.
+_value = Primitive("onednn_norm")
+_value.multiple_results = True
+# Of changes of x, scale and bias, and of x, scale, mean, var, y and signs.
+_tangent = Primitive("onednn_norm_tangent")
+# Of the gradient of y, and of x, scale, mean, var, y and signs: gradients of x, scale and bias.
+_gradient = Primitive("onednn_norm_gradient")
+_gradient.multiple_results = True
+
+
+@_value.def_abstract_eval
+def _value_abstract(x: Any, scale: Any, *others: Any, epsilon: float, relu: bool) -> Any:
+    if any(a.dtype != np.float32 for a in (x, scale, *others)):
+        raise TypeError("a norm by oneDNN is of float32 alone")
+    channel = scale.update(weak_type=False)
+    results = [x.update(weak_type=False), channel, channel]
+    if relu:
+        signs = onednn_norm.signs_shape(x.shape, epsilon)
+        results.append(channel.update(shape=signs, dtype=np.dtype(np.uint8)))
+    return results
+
+
+@_tangent.def_abstract_eval
+def _tangent_abstract(dx: Any, *_: Any, epsilon: float) -> Any:
+    del epsilon
+    return dx.update(weak_type=False)
+
+
+@_gradient.def_abstract_eval
+def _gradient_abstract(dy: Any, _x: Any, scale: Any, *_: Any, epsilon: float) -> Any:
+    del epsilon
+    channel = scale.update(weak_type=False)
+    return dy.update(weak_type=False), channel, channel
+
+
+def _value_derived(primals: Any, tangents: Any, *, epsilon: float, relu: bool) -> Any:
+    """Of mean and variance the derivatives are written out: mostly nobody asks for them."""
+    x, scale, _, _ = primals
+    dx, dscale, dbias = (ad.instantiate_zeros(tangent) for tangent in tangents[:3])
+    results = y, mean, var, *signs = _value.bind(*primals, epsilon=epsilon, relu=relu)
+    of_relu = (y, *signs) if relu else ()
+    operands = varying_alike(dx, dscale, dbias, x, scale, mean, var, *of_relu)
+    dy = _tangent.bind(*operands, epsilon=epsilon)
+    dmean = jnp.mean(dx, _AXES)
+    dvar = 2 * jnp.mean((x - mean) * dx, _AXES)
+    return results, [dy, dmean, dvar, *(ad.Zero(jax.typeof(a).to_tangent_aval()) for a in signs)]
+
+
+def _transposed(dy: Any, *operands: Any, epsilon: float) -> list[Any]:
+    changes, known = operands[:3], operands[3:]
+    results: list[Any] = [None] * len(operands)
+    if type(dy) is not ad.Zero:
+        gradients = _gradient.bind(*varying_alike(dy, *known), epsilon=epsilon)
+        for i, gradient in enumerate(gradients):
+            if ad.is_undefined_primal(changes[i]):
+                results[i] = gradient
+    return results
+
+
+def _derived(plainly: Any) -> Any:
+    """The derivative of a primitive by that of its plain form."""
+
+    def rule(primals: Any, tangents: Any, **parameters: Any) -> Any:
+        changes = [
+            np.zeros(a.shape, jax.dtypes.float0)
+            if a.dtype == np.uint8
+            else ad.instantiate_zeros(tangent)
+            for a, tangent in zip(primals, tangents, strict=True)
+        ]
+        return jax.jvp(partial(plainly, **parameters), tuple(primals), tuple(changes))
+
+    return rule
+
+
+def _batched(plainly: Any) -> Any:
+    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
+        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
+        return results, jax.tree.map(lambda _: 0, results)
+
+    return rule
+
+
+for _primitive, _plainly in (
+    (_value, _value_plainly),
+    (_tangent, _tangent_plainly),
+    (_gradient, _gradient_plainly),
+):
+    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("epsilon", "relu")))
+    batching.primitive_batchers[_primitive] = _batched(_plainly)
+    # Also for a program of several platforms, as `bilinear` has it.
+    mlir.register_lowering(
+        _primitive, mlir.lower_fun(_plainly, multiple_results=_primitive.multiple_results)
+    )
+ad.primitive_jvps[_value] = _value_derived
+ad.primitive_jvps[_tangent] = _derived(_tangent_plainly)
+ad.primitive_jvps[_gradient] = _derived(_gradient_plainly)
+ad.primitive_transposes[_tangent] = _transposed
+for _primitive, _on_cpu in ((_value, onednn_norm.value), (_gradient, onednn_norm.gradient)):
+    mlir.register_lowering(
+        _primitive, mlir.lower_fun(_on_cpu, multiple_results=True), platform="cpu"
+    )

@@ -1,0 +1,276 @@
+"""Batch norm in training by oneDNN against its formula in float64, with all its derivatives."""
+
+import platform
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxcnn import blocks, norm_primitives, normalisation, onednn
+from flaxcnn.normalisation import normalised
+
+# Where the package is built for, it is a dependency: that it cannot be loaded there is a failure.
+if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    pytest.skip(f"{onednn.PACKAGE} is for x86-64 Linux", allow_module_level=True)
+
+EPSILON = 1e-3
+PLAIN = normalisation._plainly
+
+
+class Case(NamedTuple):
+    """One norm; more than 8192 values per channel are summed up by XLA."""
+
+    shape: tuple[int, ...]
+    relu: bool
+
+
+CASES = [
+    Case(shape, relu)
+    for shape in ((2, 5, 7, 16), (3, 9, 4, 24), (2, 1, 1, 8), (2, 65, 67, 8))
+    for relu in (True, False)
+]
+
+
+def operands(case: Case) -> tuple[np.ndarray, ...]:
+    """x, scale, bias and about what the mean is; float64."""
+    rng = np.random.default_rng(sum(case.shape))
+    channels = case.shape[-1]
+    mean = rng.normal(0.7, 1.0, channels)
+    x = rng.normal(mean, rng.uniform(0.5, 3.0, channels), case.shape)
+    near = mean + rng.normal(0, 0.1, channels)
+    return x, rng.uniform(-1, 2, channels), rng.normal(0, 1, channels), near
+
+
+def changes(case: Case) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(1)
+    return tuple(rng.normal(size=a.shape) for a in operands(case)[:3])
+
+
+Function = Callable[..., tuple[jax.Array, ...]]  # of x, scale and bias
+
+
+def function(how: Any, case: Case, near: Any) -> Function:
+    return lambda *of: tuple(how(*of, near, epsilon=EPSILON, relu=case.relu))
+
+
+def loss(f: Function) -> Callable[..., jax.Array]:
+    """Which wants a gradient of y, of the mean and of the variance."""
+    return lambda *of: sum((jnp.sum(a * jnp.cos(a)) for a in f(*of)), jnp.zeros(()))
+
+
+def assert_equal_to_float64(
+    case: Case, quantity: Callable[[Function, Any, Any], Any], relative: float
+) -> None:
+    """`quantity` of a function, its arguments and changes of them; by oneDNN, and exactly."""
+    of, by = operands(case), changes(case)
+    single = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), (of, by))
+    found = quantity(function(normalised, case, single[0][3]), single[0][:3], single[1])
+    with jax.enable_x64(True):
+        double = jax.tree.map(jnp.asarray, (of, by))
+        wanted = quantity(function(PLAIN, case, double[0][3]), double[0][:3], double[1])
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == jnp.float32
+        largest = np.abs(b).max()
+        assert largest > 0
+        np.testing.assert_allclose(a, b, rtol=0, atol=relative * largest)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(case: Case) -> None:
+    def quantity(f: Function, of: Any, by: Any) -> Any:
+        y, gradients = jax.vjp(f, *of)
+        return y, gradients((by[0], 0 * y[1], 0 * y[2])), jax.grad(loss(f), (0, 1, 2))(*of)
+
+    assert_equal_to_float64(case, jax.jit(quantity, static_argnums=0), 5e-6)
+
+
+@pytest.mark.parametrize("case", CASES[:4], ids=str)
+def test_derivatives_forward_and_of_derivatives(case: Case) -> None:
+    def forward(f: Function, of: Any, by: Any) -> Any:
+        return jax.jvp(f, of, by)
+
+    def forward_of_gradient(f: Function, of: Any, by: Any) -> Any:
+        return jax.jvp(jax.grad(loss(f), (0, 1, 2)), of, by)[1]
+
+    def gradient_of_gradient(f: Function, of: Any, by: Any) -> Any:
+        def total(*of: Any) -> Any:
+            return jnp.vdot(jax.grad(loss(f))(*of), by[0])
+
+        return jax.grad(total, (0, 1, 2))(*of)
+
+    assert_equal_to_float64(case, forward, 2e-6)
+    assert_equal_to_float64(case, forward_of_gradient, 1e-5)
+    assert_equal_to_float64(case, gradient_of_gradient, 3e-5)
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=str)
+def test_vmap_and_checkpoint(case: Case) -> None:
+    def several(f: Function, of: Any, by: Any) -> Any:
+        x = jnp.stack([of[0], of[0] + by[0]])
+        return jax.vmap(jax.grad(loss(f), (0, 1, 2)), (0, None, None))(x, *of[1:])
+
+    def kept(f: Function, of: Any, by: Any) -> Any:
+        return jax.jit(jax.grad(jax.checkpoint(loss(f)), (0, 1, 2)))(*of)
+
+    def of_scale_alone(f: Function, of: Any, by: Any) -> Any:
+        return jax.grad(loss(f), 1)(*of)
+
+    for quantity in (several, kept, of_scale_alone):
+        assert_equal_to_float64(case, quantity, 5e-6)
+
+
+def test_where_a_relu_is_at_zero_it_passes_no_gradient() -> None:
+    """As `jax.nn.relu`; a scale of zero makes all y the bias."""
+    case = CASES[0]
+    x, _, _, near = (jnp.asarray(a, jnp.float32) for a in operands(case))
+    zeros = jnp.zeros(case.shape[-1])
+    gradients = jax.grad(lambda *of: jnp.sum(function(normalised, case, near)(*of)[0]), (0, 1, 2))
+    for gradient in gradients(x, zeros, zeros):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_the_variance_of_many_values_is_exact() -> None:
+    """Added one after the other they would cost 1e-5 of it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(5.0, 2.0, (2, 224, 224, 8)).astype(np.float32)
+    ones = jnp.ones(8)
+    _, mean, var = normalised(jnp.asarray(x), ones, ones, 5 * ones, epsilon=EPSILON, relu=True)
+    np.testing.assert_allclose(mean, x.mean((0, 1, 2), np.float64), rtol=3e-7)
+    np.testing.assert_allclose(var, x.var((0, 1, 2), np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_is_not_finite_stays_so(case: Case, value: float) -> None:
+    """The library's ReLU makes zeros of NaN; a training that diverged would go on, unseen."""
+    x, scale, bias, near = (jnp.asarray(a, jnp.float32) for a in operands(case))
+    x = x.at[0, 0, 0, 3].set(value)
+    scale = scale.at[5].set(np.nan)
+    found = function(normalised, case, near)(x, scale, bias)
+    wanted = function(PLAIN, case, near)(x, scale, bias)
+    assert not np.isfinite(found[0][..., 3]).any()
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(np.isfinite(a), np.isfinite(b))
+
+
+# ------------------------------------------------------------------------------ where it is used
+def program(case: Case, dtype: Any = jnp.float32) -> Any:
+    """The gradient of a norm, traced."""
+    of = [jnp.asarray(a, dtype) for a in operands(case)]
+    return jax.jit(jax.grad(loss(function(normalised, case, of[3])), (0, 1, 2))).trace(*of[:3])
+
+
+def calls(case: Case, **options: Any) -> int:
+    return int(program(case, **options).lower().as_text().count("custom_call @flaxcnn_onednn_norm"))
+
+
+def test_float32_maps_of_eights_of_channels_alone() -> None:
+    assert calls(Case((2, 5, 7, 16), True)) == 2
+    assert calls(Case((2, 65, 67, 8), False)) == 1  # the value by XLA
+    assert calls(Case((2, 5, 7, 12), True)) == 0
+    assert calls(Case((5, 16), True)) == 0
+    assert calls(Case((2, 5, 7, 16), True), dtype=jnp.bfloat16) == 0
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_other_platforms_lower_without(relu: bool) -> None:
+    traced = program(Case((2, 5, 7, 16), relu))
+    assert "onednn" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "onednn" in traced.lower(lowering_platforms=("cpu", "tpu")).as_text()
+
+
+def test_switched_off_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(normalisation, "PLAIN", True)
+        assert calls(case) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(onednn, "available", lambda: False)
+        assert calls(case) == 0
+    assert calls(case) == 2
+
+
+def test_other_types_are_refused() -> None:
+    ones = jnp.ones(8, jnp.bfloat16)
+    with pytest.raises(TypeError, match="float32 alone"):
+        norm_primitives.normalised(
+            jnp.ones((2, 3, 3, 8), jnp.bfloat16), ones, ones, ones, 1e-5, True
+        )
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=str)
+def test_shard_map(case: Case) -> None:
+    """Each device its own statistics; of replicated scales the gradient is summed over them."""
+    x, scale, bias, near = (jnp.asarray(a, jnp.float32) for a in operands(case))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+    def gradient(how: Any) -> Any:
+        def total(*of: Any) -> Any:
+            return jax.lax.psum(loss(function(how, case, near))(*of), "data")
+
+        return jax.jit(
+            jax.shard_map(
+                jax.grad(total, (0, 1, 2)),
+                mesh=mesh,
+                in_specs=(split, whole, whole),
+                out_specs=(split, whole, whole),
+            )
+        )(x, scale, bias)
+
+    for found, wanted in zip(gradient(normalised), gradient(PLAIN), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-6 * np.abs(wanted).max())
+
+
+# ------------------------------------------------------------------------------- blocks.norm_relu
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("axis", [None, "device"])
+def test_norm_relu_is_the_norm_and_then_a_relu(train: bool, dtype: Any, axis: str | None) -> None:
+    x, scale, bias, mean = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
+    norm = blocks.BatchNorm(use_running_average=not train, dtype=dtype, axis_name=axis)
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": mean, "var": jnp.abs(scale)},
+    }
+
+    def apply(method: Any, x: jax.Array) -> Any:
+        return norm.apply(variables, x, mutable=["batch_stats"], method=method)
+
+    over = jax.vmap if axis is None else partial(jax.pmap, axis_name=axis)
+    of = x.astype(dtype)[:, None]
+    together, its_statistics = over(partial(apply, blocks.norm_relu))(of)
+    norm_alone, statistics = over(partial(apply, type(norm).__call__))(of)
+    assert together.dtype == dtype
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(
+        together.astype("float32"), np.maximum(norm_alone.astype("float32"), 0), atol=tolerance
+    )
+    assert float(together.min()) == 0
+    for a, b in zip(jax.tree.leaves(its_statistics), jax.tree.leaves(statistics), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_norm_relu_trains_by_one_call_each_way() -> None:
+    norm = blocks.BatchNorm(use_running_average=False)
+    x = jnp.asarray(operands(CASES[0])[0], jnp.float32)
+    variables = norm.init(jax.random.key(0), x)
+
+    def total(params: Any, x: jax.Array) -> jax.Array:
+        y, _ = norm.apply(
+            {**variables, "params": params},
+            x,
+            mutable=["batch_stats"],
+            method=lambda norm, x: blocks.norm_relu(norm, x),
+        )
+        return jnp.sum(y**2)
+
+    text = jax.jit(jax.grad(total, (0, 1))).lower(variables["params"], x).as_text()
+    assert text.count("custom_call @flaxcnn_onednn_norm") == 2
+    assert "stablehlo.rsqrt" not in text
