@@ -98,6 +98,8 @@ class Library:
         self._quick.dnnl_version.restype = ctypes.POINTER(_Version)
         self._quick.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
         self._quick.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+        self._threads = self._quick.omp_get_max_threads
+        self._set_threads = self._quick.omp_set_num_threads
         version = self._quick.dnnl_version().contents
         self.version = f"{version.major}.{version.minor}.{version.patch}"
         self.fitting = version.major == 3 and version.cpu_runtime == _OPENMP
@@ -117,7 +119,7 @@ class Library:
     def do(self, function: str, *arguments: Any) -> None:
         _check(function, getattr(self._quick, f"dnnl_{function}")(*arguments))
 
-    def reorder(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
+    def execute_quickly(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
         """Without giving the GIL away, which to get back may take longer than this."""
         self.do("primitive_execute", primitive, self.stream, len(arguments), arguments)
         _check("stream_wait", self._wait(self.stream))
@@ -128,6 +130,22 @@ class Library:
         )
         _check("primitive_execute", status)
         _check("stream_wait", self._wait(self.stream))
+
+    @contextmanager
+    def one_thread(self, wanted: bool) -> Iterator[None]:
+        """If wanted, what is made within, or executed, is by the calling thread alone.
+
+        A primitive is executed as it was made: it divides its work when it is made.
+        """
+        if not wanted:
+            yield
+            return
+        several = self._threads()
+        self._set_threads(1)
+        try:
+            yield
+        finally:
+            self._set_threads(several)
 
     def chosen_layout(self, description: ctypes.c_void_p, query: Query) -> ctypes.c_void_p:
         return ctypes.c_void_p(self._quick.dnnl_primitive_desc_query_md(description, query, 0))
@@ -233,11 +251,28 @@ class Made:
     def primitive(self, description: ctypes.c_void_p) -> ctypes.c_void_p:
         return self("primitive", "primitive_create", description)
 
-    def reorder(self, source: ctypes.c_void_p, target: ctypes.c_void_p) -> ctypes.c_void_p:
-        """What copies from one layout to another."""
-        engine = self.library.engine
+    def reorder(self, source: ctypes.c_void_p, target: ctypes.c_void_p) -> "Reorder":
+        return Reorder(self, source, target)
+
+
+class Reorder:
+    """What copies from one layout to another."""
+
+    # Bytes up to which a second thread is not worth the 0.1 ms that it takes to wake up, or more
+    # where XLA has work for it.
+    _SMALL = 4 << 20
+
+    def __init__(self, made: Made, source: ctypes.c_void_p, target: ctypes.c_void_p) -> None:
+        self._library, engine = made.library, made.library.engine
+        self._alone = made.library.size(target) <= self._SMALL
         between = (source, engine, target, engine, None)
-        return self.primitive(self("primitive_desc", "reorder_primitive_desc_create", *between))
+        with self._library.one_thread(self._alone):
+            description = made("primitive_desc", "reorder_primitive_desc_create", *between)
+            self._primitive = made.primitive(description)
+
+    def run(self, arguments: Any) -> None:
+        with self._library.one_thread(self._alone):
+            self._library.execute_quickly(self._primitive, arguments)
 
 
 def _destroy(library: Library, everything: list[tuple[str, ctypes.c_void_p]]) -> None:

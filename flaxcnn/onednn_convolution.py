@@ -15,7 +15,7 @@ from jax import lax
 
 from flaxcnn import onednn, xla_handlers
 from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
-from flaxcnn.onednn import Argument, Made, Query
+from flaxcnn.onednn import Argument, Made, Query, Reorder
 
 NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
@@ -138,7 +138,8 @@ class _Primitive:
         self._arguments = onednn.arguments(
             *zip(_ARGUMENTS[kind], memories, strict=True), (Argument.SCRATCHPAD, self._scratchpad)
         )
-        self._before = self._after = None
+        self._before: Reorder | None = None
+        self._after: Reorder | None = None
         self._wanted_size = 0
         if library.equal(wanted, ours):
             return
@@ -162,10 +163,10 @@ class _Primitive:
         between = onednn.rounded(working + self._scratchpad_size)
         library.place(self._wanted, between if self._wanted_size else kernel)
         if self._before is not None:
-            library.reorder(self._before, self._way)
+            self._before.run(self._way)
         library.execute(self._primitive, self._arguments)
         if self._after is not None:
-            library.reorder(self._after, self._way)
+            self._after.run(self._way)
 
 
 @lru_cache(maxsize=2048)  # of the deepest network a training step needs 500

@@ -163,7 +163,7 @@ class _Primitive:
         self._library.place(self._ours, kernel.ctypes.data)
         self._library.place(self._kernel, packed.ctypes.data)
         way = onednn.arguments((Argument.SOURCE, self._ours), (Argument.TARGET, self._kernel))
-        self._library.reorder(self._to_wanted, way)
+        self._to_wanted.run(way)
         return packed
 
     def run(self, inputs: int, kernel: int, bias: int, outputs: int) -> None:
