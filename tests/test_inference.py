@@ -94,6 +94,14 @@ def test_nothing_is_left_between_layers(name: str) -> None:
     assert not {"add", "custom_jvp_call"} & left.keys()
 
 
+@needs_onednn
+def test_what_the_layers_of_an_efficientnet_end_with() -> None:
+    """Its silu is told by the operations that JAX makes of it."""
+    found = Counter(layer.activation for layer in layers_of(optimised("efficientnet_b0", 224)))
+    silu = 1 + 15 + 16 + 1  # the first, those of 15 blocks that expand, depthwise ones, the last
+    assert found == {Activation.SILU: silu, Activation.NONE: 16 + 1}
+
+
 # ----------------------------------------------------------------- networks that are not so simple
 class Small(Network):
     """Convolutions `a` and `b` of one size, and what `made` makes of them."""
