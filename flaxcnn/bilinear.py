@@ -47,7 +47,8 @@ class Bilinear:
         self._plain = plain
         self._primitive = primitive = Primitive(name)
         primitive.def_abstract_eval(self._abstract)
-        primitive.def_impl(jax.jit(self._bind, static_argnames=("kind", "how", "shapes")))
+        self._compiled = jax.jit(self._bind, static_argnames=("kind", "how", "shapes"))
+        primitive.def_impl(self._evaluate)
         ad.defbilinear(primitive, partial(self._transposed, 0), partial(self._transposed, 1))
         batching.primitive_batchers[primitive] = self._batched
         # Also for a program of several platforms, among which `lax.platform_dependent` chooses when
@@ -68,6 +69,11 @@ class Bilinear:
     def _bind(self, a: Any, b: Any, **parameters: Any) -> jax.Array:
         result: jax.Array = self._primitive.bind(*varying_alike(a, b), **parameters)
         return result
+
+    def _evaluate(self, a: Any, b: Any, **parameters: Any) -> Any:
+        """Outside of `jax.jit`, or where that is disabled."""
+        plainly = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        return (self._plainly if plainly else self._compiled)(a, b, **parameters)
 
     def _abstract(self, a: Any, b: Any, *, kind: Kind, how: Any, shapes: Shapes) -> Any:
         if not a.dtype == b.dtype == np.float32:

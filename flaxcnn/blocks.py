@@ -202,8 +202,12 @@ class BatchNorm(nn.Module):
 
 
 def norm_relu(norm: nn.Module, x: jax.Array) -> jax.Array:
-    """`nn.relu(norm(x))`; in training, where it pays, both in one: see `normalisation`."""
-    if isinstance(norm, BatchNorm) and not norm.use_running_average:
+    """`nn.relu(norm(x))`; in training, where it pays, both in one: see `normalisation`.
+
+    Then what the norm returns, as interceptors see it, is behind the ReLU. Others than `BatchNorm`
+    itself, among them what `nn.remat` makes of it, are called as they are.
+    """
+    if type(norm) is BatchNorm and not norm.use_running_average:
         together: jax.Array = norm(x, relu=True)
         return together
     return nn.relu(norm(x))

@@ -33,3 +33,12 @@ def by_moments(
     # Not (x - mean) * factor + bias, of which the gradient wants x - mean in memory.
     factor = jax.lax.rsqrt(var + epsilon) * scale
     return Normalised(x * factor + (bias - mean * factor), mean, var)
+
+
+def normalised_plainly(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float, relu: bool
+) -> Normalised:
+    """`by_moments` of x itself, and with `relu` the ReLU of it; `near` is about its mean."""
+    x = x - near
+    y, mean, var = by_moments(x, moments(x), scale, bias, epsilon)
+    return Normalised(jax.nn.relu(y) if relu else y, mean + near, var)

@@ -20,7 +20,7 @@ from jax.interpreters import ad, batching, mlir
 
 from flaxcnn import onednn_norm
 from flaxcnn.bilinear import varying_alike
-from flaxcnn.moments import Normalised, by_moments, moments
+from flaxcnn.moments import Normalised, normalised_plainly
 
 _AXES = (0, 1, 2)
 
@@ -37,13 +37,12 @@ def normalised(
 def _value_plainly(
     x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, *, epsilon: float, relu: bool
 ) -> Any:
-    x = x - near
-    y, mean, var = by_moments(x, moments(x), scale, bias, epsilon)
+    results = normalised_plainly(x, scale, bias, near, epsilon, relu)
     if not relu:
-        return y, mean + near, var
+        return results
     # Signs that nothing reads: where this is used the gradient is plain too, and goes by y.
     signs = jnp.zeros_like(scale, jnp.uint8, shape=onednn_norm.signs_shape(x.shape, epsilon))
-    return jax.nn.relu(y), mean + near, var, signs
+    return *results, signs
 
 
 def _tangent_plainly(
@@ -153,6 +152,17 @@ def _derived(plainly: Any) -> Any:
     return rule
 
 
+def _evaluated(primitive: Any, plainly: Any) -> Any:
+    """Outside of `jax.jit`; where that is disabled all three are plain."""
+    compiled = jax.jit(primitive.bind, static_argnames=("epsilon", "relu"))
+
+    def evaluate(*operands: Any, **parameters: Any) -> Any:
+        disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        return (plainly if disabled else compiled)(*operands, **parameters)
+
+    return evaluate
+
+
 def _batched(plainly: Any) -> Any:
     def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
         results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
@@ -166,7 +176,7 @@ for _primitive, _plainly in (
     (_tangent, _tangent_plainly),
     (_gradient, _gradient_plainly),
 ):
-    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("epsilon", "relu")))
+    _primitive.def_impl(_evaluated(_primitive, _plainly))
     batching.primitive_batchers[_primitive] = _batched(_plainly)
     # Also for a program of several platforms, as `bilinear` has it.
     mlir.register_lowering(

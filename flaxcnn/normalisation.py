@@ -1,8 +1,10 @@
 """What batch norm does in training, and the ReLU behind it where there is one.
 
-On a CPU, in float32, oneDNN does it (`onednn_norm`), as XLA goes over the arrays more often than
-that needs. On other platforms, and with `FLAXCNN_PLAIN_CONVOLUTION=1`, it is `moments`, of which
-JAX takes the derivatives.
+On a CPU, in float32, of maps with a multiple of eight channels, oneDNN does it (`onednn_norm`), as
+XLA goes over the arrays more often than that needs. Elsewhere, and with
+`FLAXCNN_PLAIN_CONVOLUTION=1`, it is `moments`, of which JAX takes the derivatives. So it is in
+statistics that devices share; and in a `jax.jit` that spreads a batch over several CPU devices the
+library's call gathers it.
 """
 
 from functools import partial
@@ -11,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from flaxcnn import norm_primitives, onednn
-from flaxcnn.bilinear import explicitly_sharded
+from flaxcnn.bilinear import explicitly_sharded, varying_alike
 from flaxcnn.convolution import PLAIN
-from flaxcnn.moments import Normalised, by_moments, moments
+from flaxcnn.moments import Normalised, normalised_plainly
 
 
 def normalised(
@@ -29,9 +31,10 @@ def normalised(
 
     `near` [C] is about what the mean is; only how exact the variance is depends on it.
     """
-    if PLAIN or not _suits_onednn(x) or not onednn.available():
-        return _plainly(x, scale, bias, near, epsilon, relu)
-    return _by_platform(x, scale, bias, near, epsilon, relu)
+    operands = (x, scale, bias, near)
+    if PLAIN or not _suits_onednn(*operands) or not onednn.available():
+        return normalised_plainly(*operands, epsilon, relu)
+    return _by_platform(*varying_alike(*operands), float(epsilon), relu)
 
 
 # `jax.jit` so that outside of one it is compiled once.
@@ -45,11 +48,11 @@ def _by_platform(
         bias,
         near,
         cpu=partial(norm_primitives.normalised, epsilon=epsilon, relu=relu),
-        default=partial(_plainly, epsilon=epsilon, relu=relu),
+        default=partial(normalised_plainly, epsilon=epsilon, relu=relu),
     )
 
 
-def _suits_onednn(x: jax.Array) -> bool:
+def _suits_onednn(x: jax.Array, *channels: jax.Array) -> bool:
     """Whether it can do it, and is faster.
 
     Both ways with ReLU, ms, XLA / oneDNN, on 2 cores of a Xeon (model 207): 8x112x112x64 8.0 / 5.3,
@@ -57,20 +60,10 @@ def _suits_onednn(x: jax.Array) -> bool:
     8x14x14x1024 3.7 / 1.3, 8x7x7x1152 1.2 / 0.4, 128x32x32x16 3.7 / 1.6, 128x8x8x64 1.2 / 0.5;
     8x112x112x96 16.8 / 17.9.
     """
-    if x.ndim != 4 or x.dtype != jnp.float32 or explicitly_sharded(x):
+    single = all(a.dtype == jnp.float32 for a in (x, *channels))
+    if x.ndim != 4 or not single or explicitly_sharded(x, *channels):
         return False
-    known = isinstance(x.shape[0], int)  # a program for any batch has a symbol there
-    return known and x.shape[-1] % 8 == 0  # for other numbers the library has no fast code
-
-
-def _plainly(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    near: jax.Array,
-    epsilon: float,
-    relu: bool,
-) -> Normalised:
-    x = x - near
-    y, mean, var = by_moments(x, moments(x), scale, bias, epsilon)
-    return Normalised(jax.nn.relu(y) if relu else y, mean + near, var)
+    # A program for any size has a symbol there; of nothing the library makes no statistics; and it
+    # has no fast code for other numbers of channels.
+    known = all(isinstance(size, int) for size in x.shape)
+    return known and x.size > 0 and x.shape[-1] % 8 == 0

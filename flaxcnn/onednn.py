@@ -1,7 +1,7 @@
 """oneDNN, the library that torch computes convolutions with on a CPU: its C interface by ctypes.
 
 Version 3, `oneapi/dnnl/dnnl.h`: finding and calling it, what it makes, and memory for its work.
-`onednn_convolution` and `onednn_layers` say what it computes, in float32.
+`onednn_convolution`, `onednn_norm` and `onednn_layers` say what it computes, in float32.
 
 The library works with threads of its own for each thread that calls it, as many as the process may
 use cores or `OMP_NUM_THREADS` says, so that one call at a time is run, under `lock`.
@@ -103,12 +103,20 @@ class Library:
         version = self._quick.dnnl_version().contents
         self.version = f"{version.major}.{version.minor}.{version.patch}"
         self.fitting = version.major == 3 and version.cpu_runtime == _OPENMP
+        self.fitting = self.fitting and self._has_all_its_threads()
         if self.fitting:
             self.engine = self.create("engine_create", _CPU, ctypes.c_size_t(0))
             self.stream = self.create("stream_create", self.engine, 1)
             self._place = self._quick.dnnl_memory_set_data_handle
             self._place.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
             self._wait = self._quick.dnnl_stream_wait
+
+    def _has_all_its_threads(self) -> bool:
+        """Whether OpenMP has as many as it says: with fewer, sums lack parts or never end."""
+        several = self._threads()
+        openmp = self._quick
+        limited = openmp.omp_get_thread_limit() < several or openmp.omp_get_max_active_levels() < 1
+        return several == 1 or not (limited or openmp.omp_get_dynamic())
 
     def create(self, function: str, *arguments: Any) -> ctypes.c_void_p:
         """What a `dnnl_..._create` makes, until it is destroyed."""

@@ -1,6 +1,8 @@
 """Convolutions by oneDNN against XLA's in float64, with all their derivatives."""
 
+import os
 import platform
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -165,6 +167,30 @@ def test_checkpoint_pmap_and_no_jit() -> None:
 def test_it_is_there() -> None:
     assert onednn.available()
     assert onednn.version().startswith("3.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "usable"),
+    [
+        ({"OMP_DYNAMIC": "true"}, False),
+        ({"OMP_THREAD_LIMIT": "1"}, False),
+        ({"OMP_MAX_ACTIVE_LEVELS": "0"}, False),
+        ({"OMP_DYNAMIC": "true", "OMP_NUM_THREADS": "1"}, True),
+        ({"OMP_NUM_THREADS": "3"}, True),
+    ],
+)
+def test_threads_that_may_not_come(settings: dict[str, str], usable: bool) -> None:
+    """The library divides its work among as many as OpenMP names, and would wait for them."""
+    question = "from flaxcnn import onednn; print(onednn.available())"
+    environment = {"OMP_NUM_THREADS": "2", **os.environ, **settings}
+    answer = subprocess.run(
+        [sys.executable, "-c", question],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split() == [str(usable)]
 
 
 @pytest.mark.parametrize("target", ["tpu", "cuda"])
