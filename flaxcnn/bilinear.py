@@ -47,8 +47,8 @@ class Bilinear:
         self._plain = plain
         self._primitive = primitive = Primitive(name)
         primitive.def_abstract_eval(self._abstract)
-        self._compiled = jax.jit(self._bind, static_argnames=("kind", "how", "shapes"))
-        primitive.def_impl(self._evaluate)
+        parameters = ("kind", "how", "shapes")
+        primitive.def_impl(evaluation(self._bind, self._plainly, parameters))
         ad.defbilinear(primitive, partial(self._transposed, 0), partial(self._transposed, 1))
         batching.primitive_batchers[primitive] = self._batched
         # Also for a program of several platforms, among which `lax.platform_dependent` chooses when
@@ -69,11 +69,6 @@ class Bilinear:
     def _bind(self, a: Any, b: Any, **parameters: Any) -> jax.Array:
         result: jax.Array = self._primitive.bind(*varying_alike(a, b), **parameters)
         return result
-
-    def _evaluate(self, a: Any, b: Any, **parameters: Any) -> Any:
-        """Outside of `jax.jit`, or where that is disabled."""
-        plainly = jax.config.jax_disable_jit  # type: ignore[attr-defined]
-        return (self._plainly if plainly else self._compiled)(a, b, **parameters)
 
     def _abstract(self, a: Any, b: Any, *, kind: Kind, how: Any, shapes: Shapes) -> Any:
         if not a.dtype == b.dtype == np.float32:
@@ -102,6 +97,22 @@ class Bilinear:
         if kind is Kind.FIRST_GRADIENT:
             return jax.linear_transpose(lambda first: self._plain(first, a, how), wanted)(b)[0]
         return jax.linear_transpose(lambda second: self._plain(a, second, how), wanted)(b)[0]
+
+
+def evaluation(
+    bind: Callable[..., Any], plainly: Callable[..., Any], parameters: tuple[str, ...]
+) -> Callable[..., Any]:
+    """How a primitive is evaluated outside of `jax.jit`: in one, or plainly where that is disabled.
+
+    A compiled `bind` would then come back here, for ever.
+    """
+    compiled = jax.jit(bind, static_argnames=parameters)
+
+    def evaluate(*operands: Any, **options: Any) -> Any:
+        disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX adds it at import
+        return (plainly if disabled else compiled)(*operands, **options)
+
+    return evaluate
 
 
 def explicitly_sharded(*arrays: jax.Array) -> bool:

@@ -153,7 +153,7 @@ class BatchNorm(nn.Module):
             y = self._normalised(x, running_mean.value, running_var.value, scale, bias)
             return nn.relu(y) if relu else y
         n = self._values_per_channel(x)
-        near = jax.lax.stop_gradient(running_mean.value)  # the first steps apart
+        near = jax.lax.stop_gradient(running_mean.value)  # to the mean, but in the first steps
         if self._shares_statistics:
             y, mean, var = self._normalised_together(x - near, scale, bias)
             y, mean = nn.relu(y) if relu else y, mean + near

@@ -19,7 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from flaxcnn import onednn_norm
-from flaxcnn.bilinear import varying_alike
+from flaxcnn.bilinear import evaluation, varying_alike
 from flaxcnn.moments import Normalised, normalised_plainly
 
 _AXES = (0, 1, 2)
@@ -28,9 +28,8 @@ _AXES = (0, 1, 2)
 def normalised(
     x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float, relu: bool
 ) -> Normalised:
-    """As `flaxcnn.normalisation.normalised`."""
-    operands = varying_alike(x, scale, bias, near)
-    return Normalised(*_value.bind(*operands, epsilon=epsilon, relu=relu)[:3])
+    """As `flaxcnn.normalisation.normalised`, of arrays that are `varying_alike`."""
+    return Normalised(*_value.bind(x, scale, bias, near, epsilon=epsilon, relu=relu)[:3])
 
 
 # ------------------------------------------------------------------------------- in JAX's functions
@@ -152,17 +151,6 @@ def _derived(plainly: Any) -> Any:
     return rule
 
 
-def _evaluated(primitive: Any, plainly: Any) -> Any:
-    """Outside of `jax.jit`; where that is disabled all three are plain."""
-    compiled = jax.jit(primitive.bind, static_argnames=("epsilon", "relu"))
-
-    def evaluate(*operands: Any, **parameters: Any) -> Any:
-        disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]
-        return (plainly if disabled else compiled)(*operands, **parameters)
-
-    return evaluate
-
-
 def _batched(plainly: Any) -> Any:
     def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
         results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
@@ -176,7 +164,7 @@ for _primitive, _plainly in (
     (_tangent, _tangent_plainly),
     (_gradient, _gradient_plainly),
 ):
-    _primitive.def_impl(_evaluated(_primitive, _plainly))
+    _primitive.def_impl(evaluation(_primitive.bind, _plainly, ("epsilon", "relu")))
     batching.primitive_batchers[_primitive] = _batched(_plainly)
     # Also for a program of several platforms, as `bilinear` has it.
     mlir.register_lowering(

@@ -55,7 +55,7 @@ def _by_platform(
 def _suits_onednn(x: jax.Array, *channels: jax.Array) -> bool:
     """Whether it can do it, and is faster.
 
-    Both ways with ReLU, ms, XLA / oneDNN, on 2 cores of a Xeon (model 207): 8x112x112x64 8.0 / 5.3,
+    Both ways with ReLU, ms, XLA / oneDNN, on 2 cores of a Xeon (model 167): 8x112x112x64 8.0 / 5.3,
     8x56x56x64 2.4 / 1.2, 8x56x56x256 8.0 / 7.3, 8x56x56x24 1.1 / 0.8, 8x14x14x256 1.0 / 0.35,
     8x14x14x1024 3.7 / 1.3, 8x7x7x1152 1.2 / 0.4, 128x32x32x16 3.7 / 1.6, 128x8x8x64 1.2 / 0.5;
     8x112x112x96 16.8 / 17.9.

@@ -15,7 +15,7 @@ import numpy as np
 
 from flaxcnn import onednn, xla_handlers
 from flaxcnn.bilinear import Shape
-from flaxcnn.moments import by_moments, moments
+from flaxcnn.moments import normalised_plainly
 from flaxcnn.onednn import Argument, Made, Query
 from flaxcnn.onednn_convolution import image_layout
 
@@ -41,9 +41,7 @@ def value(
     if math.prod(x.shape[:3]) <= _FEW:
         results = [x, scale, scale, *signs]
         return _call(_VALUE, results, x, scale, bias, epsilon=epsilon, relu=relu)
-    centred = x - near
-    y, mean, var = by_moments(centred, moments(centred), scale, bias, epsilon)
-    mean += near
+    y, mean, var = normalised_plainly(x, scale, bias, near, epsilon, relu=False)
     if not relu:
         return y, mean, var
     operands = (x, scale, bias, mean, var)
@@ -170,7 +168,8 @@ class _Norm:
             ValueError: they have another size; the library would write behind their end.
         """
         sizes = [buffer.shape for buffer in signs]
-        if sizes != [(self.size_of_signs,)] * bool(self.size_of_signs):
+        wanted = [(self.size_of_signs,)] if self.size_of_signs else []  # without a ReLU none
+        if sizes != wanted:
             raise ValueError(
                 f"signs {sizes} for {self.size_of_signs} bytes; compile the program here"
             )
