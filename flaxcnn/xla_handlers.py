@@ -5,6 +5,7 @@ structures only grow, at their ends.
 """
 
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ class Buffer(NamedTuple):
 # Called with the arguments, the results, and the integers of the attribute.
 Function = Callable[[list[Buffer], list[Buffer], tuple[int, ...]], None]
 
+_thread = threading.local()  # of those that XLA calls from
 _handlers: list[Any] = []  # XLA keeps their addresses
 
 
@@ -38,6 +40,7 @@ def register(name: str, function: Function) -> None:
         frame = pointer.contents
         if frame.extension and _is_question(frame.extension):
             return None
+        _keep_thread()
         try:
             arguments, results = _buffers(frame.arguments), _buffers(frame.results)
             attribute = _Array.from_address(frame.attributes.items[0])
@@ -50,6 +53,17 @@ def register(name: str, function: Function) -> None:
     handler = _HANDLER(handle)
     _handlers.append(handler)
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+
+
+def _keep_thread() -> None:
+    """Has Python know this thread of XLA's from now on.
+
+    It would make, and drop, what it keeps for a thread in each call: of a prediction of
+    efficientnet_b0, batch 1, that was 7 %.
+    """
+    if not hasattr(_thread, "kept"):
+        _thread.kept = True
+        ctypes.pythonapi.PyGILState_Ensure()
 
 
 def _is_question(extension: int) -> bool:
