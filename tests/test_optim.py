@@ -1,6 +1,7 @@
 """The optimiser is torch's SGD; the schedules are what they are called."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,6 +57,57 @@ def test_sgd_is_torchs(nesterov: bool, decay_norm_and_bias: bool) -> None:
             buffer = 0.9 * buffer + g
             p = p - learning_rate * (g + 0.9 * buffer if nesterov else buffer)
         np.testing.assert_allclose(ours[layer][name], p, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 2.0])
+@pytest.mark.parametrize("decay_norm_and_bias", [False, True])
+def test_nesterov_is_optaxs(decay_norm_and_bias: bool, clip_norm: float) -> None:
+    """Parameters and state after three steps, but for what fused multiply-adds round."""
+    plan = dataclasses.replace(
+        PLAN,
+        weight_decay=0.1,
+        nesterov=True,
+        decay_norm_and_bias=decay_norm_and_bias,
+        clip_norm=clip_norm,
+    )
+    rate = optim.learning_rate_schedule(plan)
+    mask = {"conv": {"kernel": True}, "bn": {"scale": decay_norm_and_bias}}
+    theirs = optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.add_decayed_weights(plan.weight_decay, None if decay_norm_and_bias else mask),
+        optax.sgd(rate, plan.momentum, nesterov=True),
+    )
+
+    def after_three(optimiser: optax.GradientTransformation) -> Any:
+        @jax.jit
+        def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+            updates, state = optimiser.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state
+
+        params = draw(0)
+        state = optimiser.init(params)
+        for seed in (1, 2, 3):
+            params, state = step(params, state, draw(seed))
+        return params, state
+
+    close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, after_three(optim.optimiser(plan, rate)), after_three(theirs))
+
+
+def test_on_a_cpu_nesterov_writes_nothing_but_what_it_returns() -> None:
+    """The update of one array is two loops: the momentum's, and the parameter's."""
+    plan = dataclasses.replace(PLAN, weight_decay=0.1, nesterov=True)
+    optimiser = optim.optimiser(plan, lambda _: 0.1)
+
+    def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+        updates, state = optimiser.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    kernel = {"kernel": jnp.ones((64, 64))}
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(kernel, optimiser.init(kernel), kernel)
+    text = program.compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    assert sum("f32[64,64]" in line and " fusion(" in line for line in entry.splitlines()) == 2
 
 
 def test_clipping_bounds_the_gradient_before_the_decay_is_added() -> None:
