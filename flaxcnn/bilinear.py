@@ -6,7 +6,7 @@ that they are made of, so that each is the derivative of the others, and a gradi
 that a platform needs to be given.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -41,10 +41,11 @@ _KIND_OF_RESULT = {places[2]: kind for kind, places in PLACES.items()}
 
 
 class Bilinear:
-    """One such function, in float32, by `plain` until a platform is given formulations."""
+    """One such function, of arrays of one of `dtypes`, by `plain` until a platform has its own."""
 
-    def __init__(self, name: str, plain: Plain) -> None:
+    def __init__(self, name: str, plain: Plain, dtypes: Sequence[Any] = (np.float32,)) -> None:
         self._plain = plain
+        self._dtypes = [np.dtype(dtype) for dtype in dtypes]
         self._primitive = primitive = Primitive(name)
         primitive.def_abstract_eval(self._abstract)
         parameters = ("kind", "how", "shapes")
@@ -71,8 +72,9 @@ class Bilinear:
         return result
 
     def _abstract(self, a: Any, b: Any, *, kind: Kind, how: Any, shapes: Shapes) -> Any:
-        if not a.dtype == b.dtype == np.float32:
-            raise TypeError(f"{self._primitive} is of float32 alone, not {a.dtype} and {b.dtype}")
+        if a.dtype != b.dtype or a.dtype not in self._dtypes:
+            known = " or ".join(str(dtype) for dtype in self._dtypes)
+            raise TypeError(f"{self._primitive} is of {known} alone, not {a.dtype} and {b.dtype}")
         return a.update(shape=shapes[PLACES[kind][2]], weak_type=False)
 
     def _transposed(

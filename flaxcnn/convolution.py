@@ -1,13 +1,14 @@
 """Two-dimensional convolution with CPU paths of its own, chosen from the shapes.
 
-In float32 oneDNN computes it (`onednn_convolution`), as it does for torch, but where the map is
-tiny. XLA's own convolution does half of what the processor can, and collapses in places: where the
-output map is smaller than the kernel (every deep network at 32 pixels), in the input gradient of
-strided convolutions on small maps, in weight gradients of 1x1 kernels, and for every kind of
-grouped convolution. There, and in other types and where oneDNN is not installed, the same sum is
-written as shifted slices and matrix products; elsewhere, and on every platform but the CPU, it
-stays `jax.lax.conv_general_dilated`. `jax.lax.platform_dependent` makes the choice when the program
-is lowered, so lowering for TPU on a CPU host gives the plain convolution.
+In float32, and in bfloat16 on processors with instructions for it, oneDNN computes it
+(`onednn_convolution`), as it does for torch, but where the map is tiny. XLA's own convolution does
+half of what the processor can, and collapses in places: where the output map is smaller than the
+kernel (every deep network at 32 pixels), in the input gradient of strided convolutions on small
+maps, in weight gradients of 1x1 kernels, and for every kind of grouped convolution. There, and in
+other types and where oneDNN is not installed, the same sum is written as shifted slices and matrix
+products; elsewhere, and on every platform but the CPU, it stays `jax.lax.conv_general_dilated`.
+`jax.lax.platform_dependent` makes the choice when the program is lowered, so lowering for TPU on a
+CPU host gives the plain convolution.
 
 All derivatives are JAX's own, of the formulation chosen; of oneDNN's, those of `bilinear`.
 
@@ -32,9 +33,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import PrecisionLike
 
-from flaxcnn import onednn, onednn_convolution, space_to_depth
+from flaxcnn import onednn, space_to_depth
 from flaxcnn.bilinear import explicitly_sharded
-from flaxcnn.onednn_convolution import NHWC_HWIO, Geometry
+from flaxcnn.onednn_convolution import NHWC_HWIO, Geometry, convolution
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
 
@@ -208,12 +209,12 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
 
 def _formulation(case: _Case, dtype: Any) -> Formulation:
     """The function of (x, kernel, case) that computes this convolution fastest on a CPU."""
-    if dtype == jnp.float32 and _suits_onednn(case) and onednn.available():
+    if _suits_onednn(case, dtype) and onednn.computes(dtype):
         return _by_onednn
     return _formulation_by_xla(case)
 
 
-def _suits_onednn(case: _Case) -> bool:
+def _suits_onednn(case: _Case, dtype: Any) -> bool:
     """Whether it is faster than what is written for XLA.
 
     Both ways, ms, the best for XLA / oneDNN, on 2 cores of a Xeon (model 167, AVX-512), XLA's flags
@@ -221,11 +222,12 @@ def _suits_onednn(case: _Case) -> bool:
     4x4 64->64 5x5, batch 128 5.5 / 2.5; 32x32 16->16, batch 128 27 / 7; 56x56 64->64, batch 8
     28 / 18; 1x1 kernels, batch 8: 7x7 2048->512 6.5 / 7.7, 14x14 256->1024 6.7 / 6.0, 56x56 64->256
     10.8 / 6.8; depthwise 4x4x480 3x3, batch 128 9.4 / 0.9; 32 groups of 512, 4x4 stride 2, batch
-    128 12 / 2.7.
+    128 12 / 2.7. In bfloat16: 56x56 64->64 3x3, batch 8 30 / 3.8; 1x1 kernels, batch 8: 7x7
+    2048->512 8.6 / 4.6, 14x14 256->1024 8.9 / 2.7; 2x2 256->256 3x3, batch 128 6.6 / 8.1.
     """
     outputs = math.prod(case.outputs)
     if case.rows.span == case.columns.span == 1 and case.groups == 1:
-        return case.batch * outputs >= 1024
+        return case.batch * outputs >= (1024 if dtype == jnp.float32 else 256)
     return outputs > 4
 
 
@@ -273,7 +275,11 @@ def _by_onednn(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
         high=(rows.high, columns.high),
         groups=case.groups,
     )
-    return onednn_convolution.convolution(x, kernel, geometry, case.outputs)
+    if case.groups == case.in_channels == case.out_channels:
+        # Both ways, 14x14x672 5x5, batch 8, ms: 25 in bfloat16, 6.9 in float32.
+        y = convolution(x.astype(jnp.float32), kernel.astype(jnp.float32), geometry, case.outputs)
+        return y.astype(x.dtype)
+    return convolution(x, kernel, geometry, case.outputs)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:

@@ -1,7 +1,8 @@
 """oneDNN, the library that torch computes convolutions with on a CPU: its C interface by ctypes.
 
 Version 3, `oneapi/dnnl/dnnl.h`: finding and calling it, what it makes, and memory for its work.
-`onednn_convolution`, `onednn_norm` and `onednn_layers` say what it computes, in float32.
+`onednn_convolution`, `onednn_norm` and `onednn_layers` say what it computes, in float32, and in
+bfloat16 what a processor has instructions for.
 
 The library works with threads of its own for each thread that calls it, as many as the process may
 use cores or `OMP_NUM_THREADS` says, so that one call at a time is run, under `lock`.
@@ -20,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 PACKAGE = "onednn-cpu-gomp"
 
 Shape = tuple[int, ...]
@@ -32,6 +35,12 @@ def available() -> bool:
     return library() is not None
 
 
+def computes(dtype: Any) -> bool:
+    """Whether it does so in this type, on this processor at no less than a float32's speed."""
+    found = library() if available() else None
+    return found is not None and np.dtype(dtype).name in found.types
+
+
 def version() -> str:
     """Of the library, "" where there is none."""
     found = library()
@@ -39,9 +48,20 @@ def version() -> str:
 
 
 # -------------------------------------------------------------------------------- the library
-FLOAT32 = 3  # dnnl_f32
 _ANY, _CPU, _OF_USER = 1, 1, 1
 _OPENMP = 2  # dnnl_runtime_omp
+_AVX512_BF16 = 0xE7  # dnnl_cpu_isa_avx512_core_bf16, of which those that have more have the bits
+
+
+class Type(IntEnum):
+    """Of the elements of an array (dnnl_data_type_t)."""
+
+    BFLOAT16 = 2
+    FLOAT32 = 3
+
+    @classmethod
+    def of(cls, dtype: Any) -> "Type":
+        return cls[np.dtype(dtype).name.upper()]
 
 
 class Argument(IntEnum):
@@ -104,7 +124,10 @@ class Library:
         self.version = f"{version.major}.{version.minor}.{version.patch}"
         self.fitting = version.major == 3 and version.cpu_runtime == _OPENMP
         self.fitting = self.fitting and self._has_all_its_threads()
+        self.types = {"float32"}
         if self.fitting:
+            if self._quick.dnnl_get_effective_cpu_isa() & _AVX512_BF16 == _AVX512_BF16:
+                self.types.add("bfloat16")
             self.engine = self.create("engine_create", _CPU, ctypes.c_size_t(0))
             self.stream = self.create("stream_create", self.engine, 1)
             self._place = self._quick.dnnl_memory_set_data_handle
@@ -237,13 +260,13 @@ class Made:
         self._all.append((kind, made))
         return made
 
-    def layout(self, shape: Shape, strides: Shape) -> ctypes.c_void_p:
-        sizes = (len(shape), integers(shape), FLOAT32, integers(strides))
+    def layout(self, shape: Shape, strides: Shape, of: Type = Type.FLOAT32) -> ctypes.c_void_p:
+        sizes = (len(shape), integers(shape), of, integers(strides))
         return self("memory_desc", "memory_desc_create_with_strides", *sizes)
 
-    def any_layout(self, shape: Shape) -> ctypes.c_void_p:
+    def any_layout(self, shape: Shape, of: Type = Type.FLOAT32) -> ctypes.c_void_p:
         """One of the library's choice."""
-        sizes = (len(shape), integers(shape), FLOAT32, _ANY)
+        sizes = (len(shape), integers(shape), of, _ANY)
         return self("memory_desc", "memory_desc_create_with_tag", *sizes)
 
     def memory(self, layout: ctypes.c_void_p) -> ctypes.c_void_p:

@@ -10,12 +10,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from flaxcnn import onednn, xla_handlers
 from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
-from flaxcnn.onednn import Argument, Made, Query, Reorder
+from flaxcnn.onednn import Argument, Made, Query, Reorder, Type
 
 NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
@@ -46,7 +47,10 @@ class Geometry(NamedTuple):
 def convolution(
     images: jax.Array, kernel: jax.Array, geometry: Geometry, outputs: tuple[int, int]
 ) -> jax.Array:
-    """[N, H, W, C] and [h, w, C / groups, O] -> [N, *outputs, O], float32."""
+    """[N, H, W, C] and [h, w, C / groups, O] -> [N, *outputs, O], all float32 or all bfloat16.
+
+    Sums are in float32 at least; a gradient in bfloat16 is rounded once.
+    """
     return _convolution(images, kernel, (images.shape[0], *outputs, kernel.shape[3]), geometry)
 
 
@@ -63,7 +67,7 @@ def _by_xla(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
 
 
 def _lower(ctx: Any, a: Any, b: Any, *, kind: Kind, how: Geometry, shapes: Shapes) -> Any:
-    numbers = np.array((kind, *how.as_numbers()), np.int64)
+    numbers = np.array((kind, Type.of(ctx.avals_in[0].dtype), *how.as_numbers()), np.int64)
     return jax.ffi.ffi_lowering(_TARGET)(ctx, a, b, numbers=numbers)
 
 
@@ -78,10 +82,10 @@ def _handle(
     images, kernel, outputs = (buffers[place] for place in range(3))
     shapes = (images.shape, kernel.shape, outputs.shape)
     addresses = (images.address, kernel.address, outputs.address)
-    convolve(kind, Geometry.from_numbers(numbers[1:]), shapes, addresses)
+    convolve(kind, Geometry.from_numbers(numbers[2:]), shapes, addresses, Type(numbers[1]))
 
 
-_convolution = Bilinear("onednn_convolution", _by_xla)
+_convolution = Bilinear("onednn_convolution", _by_xla, (jnp.float32, jnp.bfloat16))
 _convolution.on_cpu(_lower)
 # Now, and not with the first convolution: a program read from a file comes without one.
 xla_handlers.register(_TARGET, _handle)
@@ -98,28 +102,34 @@ _ARGUMENTS = {
 Layouts = tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]  # images, kernel, outputs
 
 
-def convolve(kind: Kind, geometry: Geometry, shapes: Shapes, addresses: Sequence[int]) -> None:
+def convolve(
+    kind: Kind,
+    geometry: Geometry,
+    shapes: Shapes,
+    addresses: Sequence[int],
+    of: Type = Type.FLOAT32,
+) -> None:
     """Computes `kind` in place; shapes and addresses are of images, kernel and outputs.
 
     Raises:
         RuntimeError: the library cannot do this.
     """
     with onednn.lock:
-        _primitive(kind, geometry, shapes).run(addresses)
+        _primitive(kind, geometry, shapes, of).run(addresses)
 
 
 class _Primitive:
     """One convolution, and the kernel's way to the layout that the library wants and back."""
 
-    def __init__(self, kind: Kind, geometry: Geometry, shapes: Shapes) -> None:
+    def __init__(self, kind: Kind, geometry: Geometry, shapes: Shapes, of: Type) -> None:
         images, kernel, outputs = shapes
         made = Made()
         library = made.library
-        ours = made.layout(*kernel_layout(kernel, geometry.groups))
+        ours = made.layout(*kernel_layout(kernel, geometry.groups), of)
         layouts = (
-            made.layout(*image_layout(images)),
-            made.any_layout(kernel_layout(kernel, geometry.groups)[0]),
-            made.layout(*image_layout(outputs)),
+            made.layout(*image_layout(images), of),
+            made.any_layout(kernel_layout(kernel, geometry.groups)[0], of),
+            made.layout(*image_layout(outputs), of),
         )
         description = _describe(made, kind, geometry, layouts)
         of_gradient = kind is Kind.SECOND_GRADIENT
@@ -170,8 +180,8 @@ class _Primitive:
 
 
 @lru_cache(maxsize=2048)  # of the deepest network a training step needs 500
-def _primitive(kind: Kind, geometry: Geometry, shapes: Shapes) -> _Primitive:
-    return _Primitive(kind, geometry, shapes)
+def _primitive(kind: Kind, geometry: Geometry, shapes: Shapes, of: Type) -> _Primitive:
+    return _Primitive(kind, geometry, shapes, of)
 
 
 def _describe(made: Made, kind: Kind, geometry: Geometry, layouts: Layouts) -> ctypes.c_void_p:

@@ -193,7 +193,7 @@ def _attributes(made: Made, layer: Layer) -> ctypes.c_void_p:
     attributes, steps = made.attributes(), made("post_ops", "post_ops_create")
     append: Callable[..., None] = made.library.do
     if layer.residual:
-        append("post_ops_append_sum", steps, ctypes.c_float(1), 0, onednn.FLOAT32)
+        append("post_ops_append_sum", steps, ctypes.c_float(1), 0, onednn.Type.FLOAT32)
     if layer.activation:
         parameters = (ctypes.c_float(value) for value in layer.activation.parameters)
         append("post_ops_append_eltwise", steps, int(layer.activation), *parameters)

@@ -115,6 +115,29 @@ def test_values_and_gradients(case: Case) -> None:
     assert_close(*in_both(case, function, *operands(case)), relative=1e-6)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bfloat16_is_rounded_once(case: Case) -> None:
+    """The value and both gradients, each summed exactly enough and then rounded: half of 2^-8."""
+    if not onednn.computes(jnp.bfloat16):
+        pytest.skip("the processor has no instructions for bfloat16")
+
+    def function(convolve: Any, x: Any, kernel: Any) -> Any:
+        y, back = jax.vjp(convolve, x, kernel)
+        # Numbers that bfloat16 has, and that differ at neighbouring outputs.
+        return y, *back((jnp.arange(y.size) % 13 - 6).astype(y.dtype).reshape(y.shape))
+
+    narrow = [jnp.asarray(a, jnp.bfloat16) for a in operands(case)]
+    assert "onednn_convolution" in str(jax.make_jaxpr(ours(case))(*narrow))
+    found = jax.jit(partial(function, ours(case)))(*narrow)
+    with jax.enable_x64(True):
+        double = [jnp.asarray(np.asarray(a, np.float64)) for a in narrow]
+        wanted = jax.jit(partial(function, plain(case)))(*double)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == jnp.bfloat16
+        small = 1e-6 * np.abs(b).max()  # what float32 sums err, where terms cancel
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=2**-8, atol=small)
+
+
 @pytest.mark.parametrize("case", CASES[::3], ids=str)
 def test_derivatives_forward_and_of_derivatives(case: Case) -> None:
     def function(convolve: Any, x: Any, kernel: Any, dx: Any, dkernel: Any) -> Any:
@@ -234,9 +257,11 @@ def test_shard_map() -> None:
 
 def test_other_types_are_refused() -> None:
     geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
-    x, kernel = jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
-    with pytest.raises(TypeError, match="float32 alone, not bfloat16"):
+    x, kernel = jnp.ones((1, 8, 8, 4), jnp.float16), jnp.ones((3, 3, 4, 4), jnp.float16)
+    with pytest.raises(TypeError, match="float32 or bfloat16 alone, not float16 and float16"):
         onednn_convolution.convolution(x, kernel, geometry, (8, 8))
+    with pytest.raises(TypeError, match="not float16 and float32"):
+        onednn_convolution.convolution(x, kernel.astype(jnp.float32), geometry, (8, 8))
 
 
 def test_the_same_from_many_threads_and_every_time() -> None:
@@ -278,16 +303,19 @@ def test_an_error_is_the_programs_error() -> None:
         program(x, kernel).block_until_ready()
 
 
-def test_float32_alone_and_where_it_is_faster() -> None:
+def test_where_it_is_faster() -> None:
     def taken(image: Any, kernel: Any, dtype: Any = jnp.float32, **more: Any) -> bool:
         arguments = settings(Case(image, kernel, **more))
         program = jax.make_jaxpr(partial(conv_general_dilated, **arguments))
         return "onednn" in str(program(jnp.ones(image, dtype), jnp.ones(kernel, dtype)))
 
     assert taken((2, 9, 9, 4), (3, 3, 4, 4))
-    assert not taken((2, 9, 9, 4), (3, 3, 4, 4), jnp.bfloat16)
+    assert not taken((2, 9, 9, 4), (3, 3, 4, 4), jnp.float16)
+    assert taken((2, 9, 9, 4), (3, 3, 4, 4), jnp.bfloat16) == onednn.computes(jnp.bfloat16)
     assert not taken((2, 2, 2, 4), (3, 3, 4, 4))  # a map smaller than the kernel
-    assert not taken((2, 9, 9, 4), (1, 1, 4, 4), padding=NONE)  # few rows
+    few_rows = ((8, 7, 7, 4), (1, 1, 4, 4))
+    assert not taken(*few_rows, padding=NONE)
+    assert taken(*few_rows, jnp.bfloat16, padding=NONE) == onednn.computes(jnp.bfloat16)
     assert taken((2, 32, 32, 4), (1, 1, 4, 4), padding=NONE)
 
 
@@ -297,6 +325,21 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(jax.make_jaxpr(ours(CASES[0]))(x, kernel)) == str(
         jax.make_jaxpr(plain(CASES[0]))(x, kernel)
     )
+
+
+def test_bfloat16_needs_instructions_for_it() -> None:
+    """Where the library may not use them it would be slower than float32."""
+    question = (
+        "from flaxcnn import onednn; print(*(onednn.computes(t) for t in ('bfloat16', 'f4')))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", question],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split() == ["False", "True"]
 
 
 def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
