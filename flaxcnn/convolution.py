@@ -138,6 +138,9 @@ def conv_general_dilated(
     floating = jnp.issubdtype(lhs.dtype, jnp.floating)
     if layout != NHWC_HWIO or lhs.dtype != rhs.dtype or not floating:
         return plain(lhs, rhs)
+    # A program for any size has a symbol there.
+    if not all(isinstance(size, int) for size in (*lhs.shape, *rhs.shape)):
+        return plain(lhs, rhs)
     if explicitly_sharded(lhs, rhs):
         return plain(lhs, rhs)
     if any(d != 1 for d in lhs_dilation or ()):
@@ -209,7 +212,7 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
 
 def _formulation(case: _Case, dtype: Any) -> Formulation:
     """The function of (x, kernel, case) that computes this convolution fastest on a CPU."""
-    if _suits_onednn(case, dtype) and onednn.computes(dtype):
+    if onednn.computes(dtype) and _suits_onednn(case, dtype):
         return _by_onednn
     return _formulation_by_xla(case)
 
@@ -222,8 +225,9 @@ def _suits_onednn(case: _Case, dtype: Any) -> bool:
     4x4 64->64 5x5, batch 128 5.5 / 2.5; 32x32 16->16, batch 128 27 / 7; 56x56 64->64, batch 8
     28 / 18; 1x1 kernels, batch 8: 7x7 2048->512 6.5 / 7.7, 14x14 256->1024 6.7 / 6.0, 56x56 64->256
     10.8 / 6.8; depthwise 4x4x480 3x3, batch 128 9.4 / 0.9; 32 groups of 512, 4x4 stride 2, batch
-    128 12 / 2.7. In bfloat16: 56x56 64->64 3x3, batch 8 30 / 3.8; 1x1 kernels, batch 8: 7x7
-    2048->512 8.6 / 4.6, 14x14 256->1024 8.9 / 2.7; 2x2 256->256 3x3, batch 128 6.6 / 8.1.
+    128 12 / 2.7. In bfloat16, by this processor's AMX: 56x56 64->64 3x3, batch 8 30 / 3.8; 1x1
+    kernels, batch 8: 7x7 2048->512 8.6 / 4.6, 14x14 256->1024 8.9 / 2.7; 2x2 256->256 3x3, batch
+    128 6.6 / 8.1.
     """
     outputs = math.prod(case.outputs)
     if case.rows.span == case.columns.span == 1 and case.groups == 1:

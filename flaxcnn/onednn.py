@@ -36,7 +36,7 @@ def available() -> bool:
 
 
 def computes(dtype: Any) -> bool:
-    """Whether it does so in this type, on this processor at no less than a float32's speed."""
+    """Whether it does so in this type, by instructions that this processor has for it."""
     found = library() if available() else None
     return found is not None and np.dtype(dtype).name in found.types
 

@@ -40,8 +40,8 @@ def register(name: str, function: Function) -> None:
         frame = pointer.contents
         if frame.extension and _is_question(frame.extension):
             return None
-        _keep_thread()
         try:
+            _keep_thread()
             arguments, results = _buffers(frame.arguments), _buffers(frame.results)
             attribute = _Array.from_address(frame.attributes.items[0])
             numbers = tuple(attribute.data[: attribute.size])

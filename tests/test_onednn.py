@@ -1,6 +1,7 @@
 """Convolutions by oneDNN against XLA's in float64, with all their derivatives."""
 
 import os
+import pathlib
 import platform
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_values_and_gradients(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bfloat16_is_rounded_once(case: Case) -> None:
-    """The value and both gradients, each summed exactly enough and then rounded: half of 2^-8."""
+    """The value and both gradients, each summed exactly enough and then rounded: half of 2^-7."""
     if not onednn.computes(jnp.bfloat16):
         pytest.skip("the processor has no instructions for bfloat16")
 
@@ -325,6 +326,48 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(jax.make_jaxpr(ours(CASES[0]))(x, kernel)) == str(
         jax.make_jaxpr(plain(CASES[0]))(x, kernel)
     )
+
+
+def test_bfloat16_is_computed_where_the_processor_can() -> None:
+    flags = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    assert onednn.computes(jnp.bfloat16) == ("avx512_bf16" in flags)
+
+
+def test_derivatives_in_bfloat16() -> None:
+    """Forward, of the gradient, over another axis, with `jax.checkpoint`, and not compiled."""
+    case = CASES[0]
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in operands(case))
+
+    def loss(convolve: Any, x: Any, kernel: Any) -> Any:
+        return jnp.sum(jnp.square(convolve(x, kernel).astype(jnp.float32)))
+
+    def found(convolve: Any) -> Any:
+        gradients = jax.grad(partial(loss, jax.checkpoint(convolve)), argnums=(0, 1))
+        return (
+            convolve(x, kernel),
+            jax.jvp(convolve, (x, kernel), (x, kernel)),
+            jax.jvp(gradients, (x, kernel), (x, kernel)),
+            jax.vmap(convolve, (0, None))(jnp.stack([x, 2 * x]), kernel),
+        )
+
+    by_us, by_xla = found(ours(case)), found(plain(case))
+    for a, b in zip(jax.tree.leaves(by_us), jax.tree.leaves(by_xla), strict=True):
+        assert a.dtype == b.dtype == jnp.bfloat16
+        a, b = (np.asarray(v, np.float64) for v in (a, b))
+        # Both are rounded in each of up to three steps.
+        np.testing.assert_allclose(a, b, rtol=0, atol=2**-6 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_program_for_any_batch(dtype: Any) -> None:
+    """Is plain: what suits depends on the size."""
+    (batch,) = jax.export.symbolic_shape("b")
+    arguments = settings(Case((1, 7, 7, 4), (1, 1, 4, 4), padding=NONE))
+    convolve = jax.jit(partial(conv_general_dilated, **arguments))
+    shapes = [jax.ShapeDtypeStruct(s, dtype) for s in ((batch, 7, 7, 4), (1, 1, 4, 4))]
+    program = jax.export.export(convolve)(*shapes)
+    x, kernel = jnp.ones((3, 7, 7, 4), dtype), jnp.ones((1, 1, 4, 4), dtype)
+    np.testing.assert_array_equal(program.call(x, kernel), jnp.full((3, 7, 7, 4), 4, dtype))
 
 
 def test_bfloat16_needs_instructions_for_it() -> None:

@@ -94,8 +94,8 @@ def test_nesterov_is_optaxs(decay_norm_and_bias: bool, clip_norm: float) -> None
     jax.tree.map(close, after_three(optim.optimiser(plan, rate)), after_three(theirs))
 
 
-def test_on_a_cpu_nesterov_writes_nothing_but_what_it_returns() -> None:
-    """The update of one array is two loops: the momentum's, and the parameter's."""
+def test_on_a_cpu_nesterov_is_two_loops() -> None:
+    """Over each array: the momentum's, and the parameter's. Three would be optax's."""
     plan = dataclasses.replace(PLAN, weight_decay=0.1, nesterov=True)
     optimiser = optim.optimiser(plan, lambda _: 0.1)
 

@@ -46,7 +46,8 @@ def choose_flags() -> bool:
     """Adds to `XLA_FLAGS`; says whether it did. A flag that is there already stays as it is."""
     given = os.environ.get("XLA_FLAGS", "")
     missing = [f"{flag}={value}" for flag, value in _FLAGS.items() if flag not in given]
-    if metadata.version("jaxlib") not in KNOWN_TO or not missing:
+    in_a_file = given.strip() != "" and not given.strip().startswith("-")  # which it names
+    if metadata.version("jaxlib") not in KNOWN_TO or in_a_file or not missing:
         return False
     os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
     return True

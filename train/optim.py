@@ -1,5 +1,6 @@
 """SGD with momentum as torch has it, and the schedules of its learning rate."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,7 +61,9 @@ def optimiser(plan: Plan, learning_rate: optax.Schedule) -> optax.GradientTransf
 def _taken_as_new(arrays: Any) -> Any:
     """The same arrays; XLA for a CPU does not know that what is computed of them is there."""
     return jax.lax.platform_dependent(
-        arrays, cpu=jax.lax.optimization_barrier, default=lambda same: same
+        arrays,
+        cpu=partial(jax.tree.map, jax.lax.optimization_barrier),
+        default=lambda same: same,
     )
 
 
