@@ -59,7 +59,7 @@ class Compared(NamedTuple):
 
 def versus_torchvision() -> str:
     """How many times as long as the fastest torch: one row per network, one column per work."""
-    cases = _compared()
+    cases = {case: times for case, times in _compared().items() if case.precision == "float32"}
     columns = sorted({_work(case) for case in cases}, key=_order_of_work)
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for arch in dict.fromkeys(case.arch for case in cases):
@@ -79,6 +79,25 @@ def versus_plain() -> str:
             )
             layout = torch.removeprefix("torch, ")
             lines.append(f"| {case.arch}, {_work(case)} | {ours} | {plain} | {theirs} ({layout}) |")
+    return "\n".join(lines)
+
+
+def versus_bfloat16() -> str:
+    """The cases in bfloat16 whose float32 was measured too, and what that takes."""
+    lines = [
+        "| in bfloat16 | flaxcnn, ms | fastest torch, ms | ratio | flaxcnn in float32, ms |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    cases = _compared()
+    for case, times in cases.items():
+        single = cases.get(case._replace(precision="float32"))
+        if case.precision == "bfloat16" and single:
+            theirs = times[_fastest_torch(times)]
+            cells = [_median(times["flaxcnn"]), _median(theirs), _median(single["flaxcnn"])]
+            ours, torch, ours_single = (f"{cell:.0f}" for cell in cells)
+            work = _work(case).removesuffix(", bfloat16")
+            ratio = f"{_ratio(times['flaxcnn'], theirs):.2f}"
+            lines.append(f"| {case.arch}, {work} | {ours} | {torch} | {ratio} | {ours_single} |")
     return "\n".join(lines)
 
 
@@ -107,9 +126,13 @@ def _order_of_work(work: str) -> tuple[str, int, int]:
 
 def _cell(times: dict[str, list[float]]) -> str:
     """The median of the ratios within the rounds, and our own median."""
-    torch = times[_fastest_torch(times)]
-    ratio = _median([a / b for a, b in zip(times["flaxcnn"], torch, strict=True)])
+    ratio = _ratio(times["flaxcnn"], times[_fastest_torch(times)])
     return f"{ratio:.2f} ({_median(times['flaxcnn']):.0f} ms)"
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median of the ratios within the rounds."""
+    return _median([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def _fastest_torch(times: dict[str, list[float]]) -> str:
@@ -138,9 +161,7 @@ def load_weights() -> str:
                 ]
             for seconds, peak in zip(pairs["seconds"], pairs["peak_mb"], strict=True):
                 cells.append(f"{_median(seconds):.2f} s, {_median(peak):.0f} MB")
-            for ours, theirs in pairs.values():
-                ratio = _median([a / b for a, b in zip(ours, theirs, strict=True)])
-                cells.append(f"{ratio:.2f}")
+            cells += [f"{_ratio(ours, theirs):.2f}" for ours, theirs in pairs.values()]
             what = f"{mine[0]['arch']}, {form}, {mine[0]['file_mb']} MB"
             rows.append(f"| {what} | {' | '.join(cells)} | {len(pairs['seconds'][0])} |")
     return "\n".join(rows)
@@ -303,6 +324,48 @@ def loader() -> str:
     return "\n".join(rows)
 
 
+# --------------------------------------------------------------------------------- oneDNN's share
+def library_share() -> str:
+    """One row per network: milliseconds of a training step, and of the library in it."""
+    steps: dict[str, list[dict[str, str]]] = {}
+    for path in sorted(RESULTS.glob("library_share_*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                what = f"{row['arch']}, {row['image_size']} px, batch {row['batch_size']}"
+                steps.setdefault(what, []).append(row)
+    columns = ("step_ms", "computing_ms", "reordering_ms")
+    lines = [
+        "| train | step, ms | oneDNN computes | and reorders kernels |",
+        "|---|---:|---:|---:|",
+    ]
+    for what, rows in steps.items():
+        cells = [f"{_median([float(row[name]) for row in rows]):.0f}" for name in columns]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------ throughput
+def throughput() -> str:
+    """One row per network: images a second and utilisation, by work, batch and type."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for path in sorted(RESULTS.glob("throughput_*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                work = f"{row['mode']}, batch {row['batch_size']}, {row['precision']}"
+                found.setdefault(f"{row['arch']}, {row['image_size']} px", {})[work] = row
+    works = list(dict.fromkeys(work for rows in found.values() for work in rows))
+    lines = [f"| images a second | {' | '.join(works)} |", f"|---|{'---:|' * len(works)}"]
+    for network, rows in found.items():
+        cells = [
+            f"{float(rows[work]['images_per_second']):.3g} ({float(rows[work]['utilisation']):.0%})"
+            if work in rows
+            else ""
+            for work in works
+        ]
+        lines.append(f"| {network} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _median(values: list[float]) -> float:
     return statistics.median(values)
 
@@ -316,6 +379,9 @@ TABLES = {
     "memory": memory,
     "versus_torchvision": versus_torchvision,
     "versus_plain": versus_plain,
+    "versus_bfloat16": versus_bfloat16,
+    "library_share": library_share,
+    "throughput": throughput,
     "startup": startup,
     "loader": loader,
 }

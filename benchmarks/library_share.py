@@ -1,0 +1,96 @@
+"""How much of a training step on a CPU oneDNN has; the rest is XLA's, and Python's calls.
+
+    python -m benchmarks.library_share --arch resnet18 googlenet --image_size 224 --batch_size 8
+
+By a clock around each call of the library, of which one runs at a time. XLA may compute beside it.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import workloads
+from benchmarks.machine import cpu_name
+from benchmarks.row_files import make_folders, write_csv
+from flaxcnn import onednn
+
+
+class Clock:
+    """How long the library computed, and how long it reordered kernels, in seconds so far."""
+
+    def __init__(self) -> None:
+        self.computing = self.reordering = 0.0
+
+    def watch(self) -> None:
+        """From now on, for good."""
+        library: Any = onednn.Library
+        library.execute = self._timed("computing", library.execute)
+        library.execute_quickly = self._timed("reordering", library.execute_quickly)
+
+    def _timed(self, what: str, execute: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            started = time.perf_counter()
+            execute(*arguments)
+            setattr(self, what, getattr(self, what) + time.perf_counter() - started)
+
+        return call
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the medians; writes one row for each step to `--csv`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", default=["resnet18"], help="networks (resnet18)")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels (224)")
+    parser.add_argument("--batch_size", type=int, default=8, help="images (8)")
+    parser.add_argument("--rounds", type=int, default=15, help="steps of each (15)")
+    parser.add_argument("--csv", type=Path, help="file to write the steps to")
+    options = parser.parse_args(arguments)
+    if not onednn.available():
+        parser.error(f"oneDNN is not installed (the package {onednn.PACKAGE})")
+    make_folders(options.csv)
+    clock = Clock()
+    clock.watch()
+    rows: list[dict[str, Any]] = []
+    for arch in options.arch:
+        size, images = options.image_size, options.batch_size
+        step, facts = workloads.training(arch, size, images, 1000, "float32")
+        for _ in range(3):
+            step()
+        mine = []
+        for number in range(options.rounds):
+            started, computing, reordering = time.perf_counter(), clock.computing, clock.reordering
+            step()
+            spent = {
+                "step_ms": time.perf_counter() - started,
+                "computing_ms": clock.computing - computing,
+                "reordering_ms": clock.reordering - reordering,
+            }
+            mine.append(
+                {
+                    "arch": arch,
+                    "image_size": size,
+                    "batch_size": images,
+                    "round": number,
+                    **{name: round(1e3 * seconds, 2) for name, seconds in spent.items()},
+                    "versions": facts["versions"],
+                    "cpu": cpu_name(),
+                }
+            )
+        step_ms, computing_ms, reordering_ms = (
+            statistics.median(row[name] for row in mine)
+            for name in ("step_ms", "computing_ms", "reordering_ms")
+        )
+        print(
+            f"{arch}: {step_ms:.0f} ms, of which oneDNN computes {computing_ms:.0f} and reorders "
+            f"kernels {reordering_ms:.0f}",
+            flush=True,
+        )
+        rows += mine
+        write_csv(options.csv, rows)
+
+
+if __name__ == "__main__":
+    main()
