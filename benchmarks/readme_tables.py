@@ -9,6 +9,7 @@ import csv
 import inspect
 import pathlib
 import statistics
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -104,13 +105,9 @@ def versus_bfloat16() -> str:
 def _compared() -> dict[Compared, dict[str, list[float]]]:
     """Milliseconds of a step by case and contestant, a number for each round."""
     cases: dict[Compared, dict[str, list[float]]] = {}
-    for path in sorted(RESULTS.glob("versus_torchvision_cpu_*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                times = cases.setdefault(Compared(*(row[key] for key in Compared._fields)), {})
-                times.setdefault(row["contestant"], []).append(float(row["step_ms"]))
-    if not cases:
-        raise FileNotFoundError(f"no versus_torchvision_cpu_*.csv in {RESULTS}")
+    for row in _rows("versus_torchvision_cpu_*.csv"):
+        times = cases.setdefault(Compared(*(row[key] for key in Compared._fields)), {})
+        times.setdefault(row["contestant"], []).append(float(row["step_ms"]))
     return cases
 
 
@@ -171,13 +168,11 @@ def load_weights() -> str:
 def transfer() -> str:
     """Test accuracy of each way to train, by images of a class: mean and spread of the seeds."""
     accuracies: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
-    with (RESULTS / "transfer_fashion_mnist.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            accuracies[row["method"], row["images_per_class"]].append(float(row["top1"]))
-    with (RESULTS / "transfer_torch.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            key = f"{row['method']}, by torch", row["images_per_class"]
-            accuracies[key].append(float(row["top1"]))
+    for row in _rows("transfer_fashion_mnist.csv"):
+        accuracies[row["method"], row["images_per_class"]].append(float(row["top1"]))
+    for row in _rows("transfer_torch.csv"):
+        key = f"{row['method']}, by torch", row["images_per_class"]
+        accuracies[key].append(float(row["top1"]))
     methods = sorted({method for method, _ in accuracies}, key=_ORDER_OF_METHODS.index)
     counts = sorted({count for _, count in accuracies}, key=int)
     rows = [
@@ -215,9 +210,7 @@ def _mean_and_spread(shares: list[float]) -> str:
 
 def frozen_stages() -> str:
     """What a step takes with all stages trained and with the last ones alone."""
-    (path,) = RESULTS.glob("frozen_stages_*.csv")
-    with path.open(newline="", encoding="utf-8") as file:
-        every = list(csv.DictReader(file))
+    every = list(_rows("frozen_stages_*.csv"))
     times: dict[str, list[float]] = collections.defaultdict(list)
     facts = {row["transfer"]: row for row in every}
     for row in every:
@@ -267,8 +260,7 @@ def memory() -> str:
     """XLA's plan by what is counted, with flaxcnn's path for the CPU and without."""
     plans = {}
     for kind in ("cpu", "cpu_plain"):
-        with (RESULTS / f"memory_{kind}.csv").open(newline="", encoding="utf-8") as file:
-            plans[kind] = {row["network"]: row for row in csv.DictReader(file)}
+        plans[kind] = {row["network"]: row for row in _rows(f"memory_{kind}.csv")}
     rows = [
         "| network, batch 8 | to train, counted | XLA plans | XLA plans, plain convolutions |",
         "|---|---:|---:|---:|",
@@ -285,9 +277,8 @@ def memory() -> str:
 def startup() -> str:
     """Whole processes: medians and ranges, and of the imports the ratio within the rounds."""
     times: dict[str, list[float]] = collections.defaultdict(list)
-    with (RESULTS / "startup.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            times[row["what"]].append(float(row["seconds"]))
+    for row in _rows("startup.csv"):
+        times[row["what"]].append(float(row["seconds"]))
     rows = ["| | seconds | of | ratio |", "|---|---:|---:|---:|"]
     for what, seconds in times.items():
         pair = _PAIRS_OF_STARTS.get(what.rpartition(", ")[2])
@@ -309,9 +300,8 @@ _PAIRS_OF_STARTS = {"import flaxcnn": ("flaxcnn", "flax.linen"), "cached": ("cac
 def loader() -> str:
     """Images a second by threads: medians and ranges."""
     rates: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
-    with (RESULTS / "loader.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            rates[row["dataset"], row["read_threads"]].append(float(row["images_per_second"]))
+    for row in _rows("loader.csv"):
+        rates[row["dataset"], row["read_threads"]].append(float(row["images_per_second"]))
     threads = sorted({count for _, count in rates}, key=int)
     rows = [
         f"| | {' | '.join(f'{n} threads' for n in threads)} |",
@@ -328,11 +318,9 @@ def loader() -> str:
 def library_share() -> str:
     """One row per network: milliseconds of a training step, and of the library in it."""
     steps: dict[str, list[dict[str, str]]] = {}
-    for path in sorted(RESULTS.glob("library_share_*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                what = f"{row['arch']}, {row['image_size']} px, batch {row['batch_size']}"
-                steps.setdefault(what, []).append(row)
+    for row in _rows("library_share_*.csv"):
+        what = f"{row['arch']}, {row['image_size']} px, batch {row['batch_size']}"
+        steps.setdefault(what, []).append(row)
     columns = ("step_ms", "computing_ms", "reordering_ms")
     lines = [
         "| train | step, ms | oneDNN computes | and reorders kernels |",
@@ -348,11 +336,9 @@ def library_share() -> str:
 def throughput() -> str:
     """One row per network: images a second and utilisation, by work, batch and type."""
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for path in sorted(RESULTS.glob("throughput_*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                work = f"{row['mode']}, batch {row['batch_size']}, {row['precision']}"
-                found.setdefault(f"{row['arch']}, {row['image_size']} px", {})[work] = row
+    for row in _rows("throughput_*.csv"):
+        work = f"{row['mode']}, batch {row['batch_size']}, {row['precision']}"
+        found.setdefault(f"{row['arch']}, {row['image_size']} px", {})[work] = row
     works = list(dict.fromkeys(work for rows in found.values() for work in rows))
     lines = [f"| images a second | {' | '.join(works)} |", f"|---|{'---:|' * len(works)}"]
     for network, rows in found.items():
@@ -364,6 +350,21 @@ def throughput() -> str:
         ]
         lines.append(f"| {network} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------------- what they share
+def _rows(pattern: str) -> Iterator[dict[str, str]]:
+    """Of all files of results with such names, one after the other.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    paths = sorted(RESULTS.glob(pattern))
+    if not paths:
+        raise FileNotFoundError(f"no {pattern} in {RESULTS}")
+    for path in paths:
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
 
 
 def _median(values: list[float]) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import largest_batch, throughput, versus_torchvision, workloads
 from benchmarks.paired import Timing
+from flaxcnn import onednn
 
 LENET = {"arch": "lenet5", "image_size": 32, "num_classes": 10, "precision": "float32"}
 
@@ -177,3 +178,21 @@ def test_the_ratio_is_to_the_fastest_torch_round_by_round() -> None:
     rows = versus_torchvision.rows_of(case, timings)
     assert len(rows) == 9
     assert rows[0]["logits_apart"] == "1.25e-01"
+
+
+def test_the_librarys_share_of_a_step(tmp_path: pathlib.Path) -> None:
+    """In a process of its own, whose library is watched for good."""
+    if not onednn.available():
+        pytest.skip("oneDNN is not installed")
+    path = tmp_path / "share.csv"
+    flags = ["--arch=resnet20", "--image_size=16", "--batch_size=2", "--rounds=2", f"--csv={path}"]
+    subprocess.run([sys.executable, "-m", "benchmarks.library_share", *flags], check=True)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["round"] for row in rows] == ["0", "1"]
+    for row in rows:
+        step, computing, reordering = (
+            float(row[name]) for name in ("step_ms", "computing_ms", "reordering_ms")
+        )
+        assert min(computing, reordering) > 0
+        assert computing + reordering < step

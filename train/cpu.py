@@ -20,7 +20,7 @@ _FLAGS = {
     # pixels, batch 128, it took 12 %, of resnet50 at 224 pixels, batch 8, 15 %.
     "--xla_cpu_experimental_ynn_fusion_type": "-individual_convolution",
     # Without it every parameter that is updated in place is copied first, in each step: of alexnet,
-    # batch 8, 228 MB and 14 % of the time, of googlenet 9 %.
+    # batch 8, 228 MB and 7 to 19 % of the time, of googlenet 7 to 11 %.
     "--xla_cpu_copy_insertion_use_region_analysis": "true",
     # Where the processor has AVX-512: of efficientnet_b0, batch 8, 6 %, of most others nothing.
     "--xla_cpu_prefer_vector_width": "512",
