@@ -61,8 +61,8 @@ class AlexNet(Network, kw_only=True):
         if self.num_classes == 0:
             return x
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        x = nn.relu(self._dense(dropout(x), 4096, self.dtype, name="classifier_1"))
-        x = nn.relu(self._dense(dropout(x), 4096, self.dtype, name="classifier_4"))
+        x = blocks.relu(self._dense(dropout(x), 4096, self.dtype, name="classifier_1"))
+        x = blocks.relu(self._dense(dropout(x), 4096, self.dtype, name="classifier_4"))
         wide = blocks.at_least_float32(self.dtype)
         return self._dense(x, self.num_classes, wide, name="classifier_6")
 
@@ -81,7 +81,7 @@ class AlexNet(Network, kw_only=True):
             dtype=self.dtype,
             name=name,
         )
-        return nn.relu(conv(x))
+        return blocks.relu(conv(x))
 
     def _dense(self, x: jax.Array, features: int, dtype: DTypeLike, *, name: str) -> jax.Array:
         init = blocks.uniform_fan_in(x.shape[-1])
@@ -112,15 +112,15 @@ class AlexNet2012(Network, kw_only=True):
             dtype=self.dtype,
         )
         ones = nn.initializers.ones  # section 5: the biases of layers 2, 4 and 5 start from one
-        x = nn.relu(conv(96, 11, strides=4, padding=2, name="conv1")(x))  # [N, 55, 55, 96]
+        x = blocks.relu(conv(96, 11, strides=4, padding=2, name="conv1")(x))  # [N, 55, 55, 96]
         x = pooling.max_pool(blocks.local_response_norm(x), 3, 2)  # section 3.4: overlapping
         yield "pool1", x  # [N, 27, 27, 96]
-        x = nn.relu(conv(256, 5, padding=2, groups=2, bias_init=ones, name="conv2")(x))
+        x = blocks.relu(conv(256, 5, padding=2, groups=2, bias_init=ones, name="conv2")(x))
         x = pooling.max_pool(blocks.local_response_norm(x), 3, 2)
         yield "pool2", x  # [N, 13, 13, 256]
-        x = nn.relu(conv(384, 3, padding=1, name="conv3")(x))
-        x = nn.relu(conv(384, 3, padding=1, groups=2, bias_init=ones, name="conv4")(x))
-        x = nn.relu(conv(256, 3, padding=1, groups=2, bias_init=ones, name="conv5")(x))
+        x = blocks.relu(conv(384, 3, padding=1, name="conv3")(x))
+        x = blocks.relu(conv(384, 3, padding=1, groups=2, bias_init=ones, name="conv4")(x))
+        x = blocks.relu(conv(256, 3, padding=1, groups=2, bias_init=ones, name="conv5")(x))
         x = pooling.max_pool(x, 3, 2)
         yield "pool3", x  # [N, 6, 6, 256]
 
@@ -132,8 +132,8 @@ class AlexNet2012(Network, kw_only=True):
         dense = partial(blocks.dense, kernel_init=nn.initializers.normal(0.01))  # section 5
         hidden = partial(dense, 4096, bias_init=nn.initializers.ones, dtype=self.dtype)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        x = dropout(nn.relu(hidden(name="fc6")(x)))
-        x = dropout(nn.relu(hidden(name="fc7")(x)))
+        x = dropout(blocks.relu(hidden(name="fc6")(x)))
+        x = dropout(blocks.relu(hidden(name="fc7")(x)))
         return dense(self.num_classes, dtype=blocks.at_least_float32(self.dtype), name="fc8")(x)
 
 

@@ -201,6 +201,26 @@ class BatchNorm(nn.Module):
         return n
 
 
+@jax.custom_jvp
+@jax.jit  # so that the trace of a network shows it as one layer
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), of any shape; the derivative at 0 is 0.
+
+    `jax.nn.relu` tells by x where its derivative is 1, so that x stays in memory until then; this
+    one by what it returns, which the next layer keeps anyway. Where x is cheap to compute again, as
+    behind a norm, there is nothing in it.
+    """
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    y = relu(x)
+    kept = jax.lax.optimization_barrier(y)  # XLA knows that max(x, 0) > 0 is x > 0
+    return y, jnp.where(kept > 0, dx, 0)
+
+
 def norm_relu(norm: nn.Module, x: jax.Array) -> jax.Array:
     """`nn.relu(norm(x))`; in training, where it pays, both in one: see `normalisation`.
 

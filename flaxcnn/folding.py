@@ -79,11 +79,12 @@ class Offset(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         wide, channels = at_least_float32(self.dtype), (x.shape[-1],)
-        y = x.astype(wide)
-        if self.has_variable("params", "scale"):
-            y = y * self.param("scale", nn.initializers.ones, channels, wide)
-        y = y + self.param("bias", nn.initializers.zeros, channels, wide)
-        return y.astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, channels, wide)
+        if not self.has_variable("params", "scale"):
+            # In that type cuDNN takes it into the convolution.
+            return x.astype(self.dtype) + bias.astype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, channels, wide)
+        return (x.astype(wide) * scale + bias).astype(self.dtype)
 
 
 def _offset(*, use_running_average: bool, dtype: DTypeLike, name: str, **_others: Any) -> Offset:

@@ -134,7 +134,7 @@ class InceptionAux(nn.Module):
         x = pooling.adaptive_avg_pool(x, 4)  # [N, 4, 4, 512]
         x = self.conv(128, 1, name="conv")(x)
         x = x.reshape(x.shape[0], -1)  # [N, 2048]
-        x = nn.relu(_dense(x, 1024, dtype=self.dtype, name="fc1"))
+        x = blocks.relu(_dense(x, 1024, dtype=self.dtype, name="fc1"))
         x = self.dropout(x)
         return _dense(x, self.num_classes, dtype=blocks.at_least_float32(self.dtype), name="fc2")
 
@@ -267,13 +267,13 @@ class InceptionV1(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         widths, conv = self.widths, self.conv
-        branch1 = nn.relu(conv(widths.conv1, 1, name="conv1")(x))
-        branch3 = nn.relu(conv(widths.reduce3, 1, name="reduce3")(x))
-        branch3 = nn.relu(conv(widths.conv3, 3, padding=1, name="conv3")(branch3))
-        branch5 = nn.relu(conv(widths.reduce5, 1, name="reduce5")(x))
-        branch5 = nn.relu(conv(widths.conv5, 5, padding=2, name="conv5")(branch5))
+        branch1 = blocks.relu(conv(widths.conv1, 1, name="conv1")(x))
+        branch3 = blocks.relu(conv(widths.reduce3, 1, name="reduce3")(x))
+        branch3 = blocks.relu(conv(widths.conv3, 3, padding=1, name="conv3")(branch3))
+        branch5 = blocks.relu(conv(widths.reduce5, 1, name="reduce5")(x))
+        branch5 = blocks.relu(conv(widths.conv5, 5, padding=2, name="conv5")(branch5))
         pooled = pooling.max_pool(x, 3, 1, padding=1)
-        pooled = nn.relu(conv(widths.pool_proj, 1, name="pool_proj")(pooled))
+        pooled = blocks.relu(conv(widths.pool_proj, 1, name="pool_proj")(pooled))
         return jnp.concatenate([branch1, branch3, branch5, pooled], axis=-1)
 
 
@@ -290,10 +290,10 @@ class AuxV1(nn.Module):
         if min(x.shape[1:3]) >= 5:
             x = nn.avg_pool(x, (5, 5), (3, 3))
         x = pooling.adaptive_avg_pool(x, 4)  # as it is at 224: [N, 4, 4, 512]
-        x = nn.relu(self.conv(128, 1, name="conv")(x))
+        x = blocks.relu(self.conv(128, 1, name="conv")(x))
         x = x.reshape(x.shape[0], -1)  # [N, 2048]
         init = nn.initializers.he_normal()
-        x = nn.relu(blocks.dense(1024, kernel_init=init, dtype=self.dtype, name="fc1")(x))
+        x = blocks.relu(blocks.dense(1024, kernel_init=init, dtype=self.dtype, name="fc1")(x))
         x = self.dropout(x)
         wide = blocks.at_least_float32(self.dtype)
         return blocks.dense(self.num_classes, kernel_init=init, dtype=wide, name="fc2")(x)
@@ -321,13 +321,13 @@ class GoogLeNetV1(Network, kw_only=True):
 
     def stage_maps(self, x: jax.Array, train: bool) -> Iterator[tuple[str, jax.Array]]:
         conv, pool = self._conv(), partial(pooling.max_pool, ceil_mode=True)
-        x = nn.relu(conv(64, 7, strides=2, padding=3, name="conv1")(x))
+        x = blocks.relu(conv(64, 7, strides=2, padding=3, name="conv1")(x))
         yield "conv1", x  # [N, 112, 112, 64]
         x = blocks.local_response_norm(pool(x, 3, 2))
         yield "maxpool1", x  # [N, 56, 56, 64]
-        x = nn.relu(conv(64, 1, name="conv2")(x))
+        x = blocks.relu(conv(64, 1, name="conv2")(x))
         yield "conv2", x
-        x = blocks.local_response_norm(nn.relu(conv(192, 3, padding=1, name="conv3")(x)))
+        x = blocks.local_response_norm(blocks.relu(conv(192, 3, padding=1, name="conv3")(x)))
         yield "conv3", x
         x = pool(x, 3, 2)
         yield "maxpool2", x  # [N, 28, 28, 192]

@@ -1,9 +1,10 @@
 """Networks made ready for inference: fewer passes over memory, nothing computed twice.
 
-Everywhere batch norm is folded into the convolutions. On a CPU, in float32 and with oneDNN, the
-network is then traced, and each convolution and dense layer takes in what follows it: the bias, the
-sum with a residual branch, the activation (`onednn_layers`). Their kernels are brought into the
-library's order, once.
+Everywhere batch norm is folded into the convolutions, and kernels come in the type of the layer.
+For a GPU that is enough: XLA has cuDNN add the bias and the residual branch and apply the ReLU. On
+a CPU, in float32 and with oneDNN, the network is traced, and each convolution and dense layer takes
+in what follows it: the bias, the sum with a residual branch, the activation (`onednn_layers`).
+Their kernels are brought into the library's order, once.
 """
 
 import math
@@ -16,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.typing import DTypeLike
 
-from flaxcnn import convolution, matrix_product, onednn, onednn_layers
-from flaxcnn.folding import fold_batchnorm
+from flaxcnn import blocks, convolution, matrix_product, onednn, onednn_layers
+from flaxcnn.folding import Offset, fold_batchnorm
 from flaxcnn.network import Network
 from flaxcnn.onednn_convolution import Geometry
 from flaxcnn.onednn_layers import Activation, Layer
@@ -59,9 +61,9 @@ def optimize_for_inference(
     On a CPU, in float32, the network that comes back is for images of this shape and dtype alone,
     has no gradient and no `jax.vmap`, and wants `check_vma=False` of `jax.shard_map`; kernels are
     in memory a second time as long as `variables` are. Elsewhere, and with
-    `FLAXCNN_PLAIN_CONVOLUTION=1`, it is what `fold_batchnorm` gives. Logits are those of before but
-    for rounding; of what is not a number, activations may make zeros. Not for `jax.jit`: variables
-    are rewritten on the host.
+    `FLAXCNN_PLAIN_CONVOLUTION=1`, it is what `fold_batchnorm` gives, with variables in the types
+    that layers compute in. Logits are those of before but for rounding; of what is not a number,
+    activations may make zeros. Not for `jax.jit`: variables are rewritten on the host.
 
     Args:
         model: of `create_model`.
@@ -73,15 +75,39 @@ def optimize_for_inference(
         ValueError: for images that the network cannot take.
     """
     folded, of_folded = fold_batchnorm(model, variables)
-    if not _by_onednn(folded.dtype):
-        return folded, of_folded
     shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    if not _by_onednn(folded.dtype):
+        return folded, _in_compute_types(folded, of_folded, shape)
     return _in_layers(folded, of_folded, shape)
 
 
 def _by_onednn(dtype: DTypeLike) -> bool:
     on_cpu = jax.default_backend() == "cpu" and not convolution.PLAIN
     return on_cpu and jnp.dtype(dtype) == jnp.float32 and onednn.available()
+
+
+def _in_compute_types(model: Network, variables: Any, images: jax.ShapeDtypeStruct) -> Any:
+    """The variables in the types that layers convert them to, so that no step has to."""
+    params = flatten_dict(variables["params"])
+    types: dict[tuple[str, ...], DTypeLike] = {}
+
+    def watch(
+        call: Any, arguments: Any, options: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        module = context.module
+        converts = isinstance(module, (nn.Conv, nn.Dense, Offset))
+        wide = (*module.path, "scale") in params  # it multiplies in float32
+        if context.method_name == "__call__" and converts and not wide:
+            types[module.path] = module.dtype or jnp.float32
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(watch):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    converted = {
+        path: jnp.asarray(value, types.get(path[:-1], value.dtype))
+        for path, value in params.items()
+    }
+    return {**variables, "params": unflatten_dict(converted)}
 
 
 class _ForOneShape:
@@ -325,6 +351,7 @@ def _activation(equation: JaxprEqn) -> Activation:
 
 
 _ACTIVATIONS = {
+    blocks.relu: Activation.RELU,
     jax.nn.relu: Activation.RELU,
     jax.nn.silu: Activation.SILU,
     jax.nn.relu6: Activation.RELU6,

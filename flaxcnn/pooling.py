@@ -1,5 +1,6 @@
 """Pooling with torch's geometry: explicit padding, ceil_mode, adaptive averages of any size."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -41,18 +42,23 @@ def max_pool(
 
 @partial(jax.jit, static_argnums=(1, 2, 3))  # so that outside a jit it is compiled once
 def _max_by_platform(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
-    """XLA's CPU gradient of a max pool is 3 to 20 times slower than that of the slices.
+    """XLA's gradient of a max pool, a scatter, is slow on a CPU and on a GPU.
 
-    Forward / gradient, ms, jaxlib 0.10.2 on 2 cores: 8x112x112x64 3x3 stride 2 9.9 / 105, by
-    slices 5.3 / 29; 32x32x32x64 2x2 0.57 / 27, by slices 0.54 / 1.2. Where windows overlap, both
-    together by slices / by places: 8x112x112x64 3x3 stride 2 12 / 6.4, 8x28x28x192 3x3 27 / 2.6;
-    where they do not, 32x224x224x64 2x2 63 / 75.
+    Forward and gradient, ms, by windows / slices / places. On 2 cores of a Xeon (model 167), jaxlib
+    0.10.2, float32: 8x112x112x64 3x3 stride 2 115 / 14 / 8, 8x28x28x192 3x3 27 / 5 / 2,
+    8x224x224x64 2x2 - / 28 / 15. On an H100, jaxlib 0.11.2, bfloat16, 128x112x112x64: 3x3 stride 2
+    1.4 / - / 0.6, 2x2 0.9 / - / 0.4, 3x3 7.1 / - / 1.1.
     """
-    on_cpu = _max_by_places if window > stride else _max_by_slices
+
+    def by(pool: Callable[..., jax.Array]) -> Callable[[jax.Array], jax.Array]:
+        return partial(pool, window=window, stride=stride, pads=pads)
+
     return jax.lax.platform_dependent(
         x,
-        cpu=partial(on_cpu, window=window, stride=stride, pads=pads),
-        default=partial(_max_by_windows, window=window, stride=stride, pads=pads),
+        cpu=by(_max_by_places),
+        cuda=by(_max_by_places),
+        rocm=by(_max_by_places),
+        default=by(_max_by_windows),
     )
 
 
@@ -101,7 +107,11 @@ def _max_by_places_jvp(
     (x,), (dx,) = primals, tangents
     y, place = _max_and_place(x, window, stride, pads)
     y, place = jax.lax.optimization_barrier((y, place))  # to be kept, not found again in each use
-    spread = partial(_at_places, place, window=window, stride=stride, pads=pads, shape=x.shape)
+    apart = window == stride and pads[0][0] == pads[1][0] == 0
+    if apart:
+        spread = partial(_at_places_apart, place, window=window, shape=x.shape)
+    else:
+        spread = partial(_at_places, place, window=window, stride=stride, pads=pads, shape=x.shape)
     (dy,) = jax.linear_transpose(spread, y)(dx)
     return y, dy
 
@@ -121,12 +131,12 @@ def _at_places(
     """
     batch, height, width, channels = shape
     (top, _), (left, _) = pads
-    rows, columns = -(-(height + top) // stride), -(-(width + left) // stride)
+    rows, columns = -(-height // stride), -(-width // stride)  # so many, `stride` apart
     reach = (window - 1) // stride  # of windows before that see the same row
     around = [
         (0, 0, 0),
-        (reach, rows - y.shape[1], 0),
-        (reach, columns - y.shape[2], 0),
+        (reach, _last(top, stride) + rows - y.shape[1], 0),
+        (reach, _last(left, stride) + columns - y.shape[2], 0),
         (0, 0, 0),
     ]
     # No place has this number. The barrier: XLA would test at each element whether it is padding.
@@ -134,10 +144,13 @@ def _at_places(
     y = jax.lax.optimization_barrier(jax.lax.pad(y, jnp.zeros((), y.dtype), around))
 
     def gathered(row: int, column: int) -> jax.Array:
+        """Of the image's rows `row`, `row` + stride and so on, and of such columns."""
         total = jnp.zeros((batch, rows, columns, channels), y.dtype)
-        for i in range(row, window, stride):
-            for j in range(column, window, stride):
-                above, before = reach - i // stride, reach - j // stride
+        first_row, in_window = divmod(row + top, stride)
+        first_column, beside = divmod(column + left, stride)
+        for i in range(in_window, window, stride):
+            for j in range(beside, window, stride):
+                above, before = first_row + reach - i // stride, first_column + reach - j // stride
                 seen = (slice(None), slice(above, above + rows), slice(before, before + columns))
                 total += jnp.where(place[seen] == i * window + j, y[seen], 0)
         return total
@@ -147,7 +160,28 @@ def _at_places(
         [jnp.stack([gathered(row, column) for column in phases], 3) for row in phases], 2
     )
     image = woven.reshape(batch, rows * stride, columns * stride, channels)
-    return image[:, top : top + height, left : left + width]
+    return image[:, :height, :width]
+
+
+def _at_places_apart(
+    place: jax.Array, y: jax.Array, window: int, shape: tuple[int, ...]
+) -> jax.Array:
+    """`_at_places` where windows lie side by side, each element in one of them or in none."""
+    batch, height, width, channels = shape
+    rows, columns = -(-height // window), -(-width // window)
+    around = [(0, 0, 0), (0, rows - y.shape[1], 0), (0, columns - y.shape[2], 0), (0, 0, 0)]
+    place = jax.lax.pad(place, jnp.array(jnp.iinfo(place.dtype).max, place.dtype), around)
+    y = jax.lax.pad(y, jnp.zeros((), y.dtype), around)
+    places = jnp.arange(window * window, dtype=place.dtype).reshape(window, 1, window, 1)
+    in_windows = (slice(None), slice(None), None, slice(None), None)
+    image = jnp.where(place[in_windows] == places, y[in_windows], 0)
+    image = image.reshape(batch, rows * window, columns * window, channels)
+    return image[:, :height, :width]
+
+
+def _last(padding: int, stride: int) -> int:
+    """The last window that begins with, or `stride` times above, one of the first `stride` rows."""
+    return (stride - 1 + padding) // stride
 
 
 def _bin_averages(size: int, bins: int) -> np.ndarray:

@@ -53,7 +53,7 @@ class BasicBlock(nn.Module):
         if self.strides != 1 or x.shape[-1] != self.channels:  # option B of section 3.3
             x = conv(self.channels, 1, strides=self.strides, name="downsample_0")(x)
             x = self.norm(name="downsample_1")(x)
-        return nn.relu(x + y)
+        return blocks.relu(x + y)
 
 
 class Bottleneck(nn.Module):
@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
         if self.strides != 1 or x.shape[-1] != 4 * self.channels:  # option B of section 3.3
             x = conv(4 * self.channels, 1, strides=self.strides, name="downsample_0")(x)
             x = self.norm(name="downsample_1")(x)
-        return nn.relu(x + y)
+        return blocks.relu(x + y)
 
 
 class CifarBlock(nn.Module):
@@ -110,7 +110,7 @@ class CifarBlock(nn.Module):
         x = x[:, :: self.strides, :: self.strides]
         zeros = self.channels - x.shape[-1]  # channels that come new are zero
         x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (zeros // 2, zeros - zeros // 2)))
-        return nn.relu(x + y)
+        return blocks.relu(x + y)
 
 
 class PlainBlock(nn.Module):

@@ -61,7 +61,7 @@ class VGG(Network, kw_only=True):
                 if self.batch_norm:
                     x = blocks.norm_relu(norm(name=f"features_{index + 1}"), x)
                 else:
-                    x = nn.relu(x)
+                    x = blocks.relu(x)
                 if self.local_response_norm and index == 0:
                     x = blocks.local_response_norm(x)
                 index += 3 if self.batch_norm else 2
@@ -79,9 +79,9 @@ class VGG(Network, kw_only=True):
         init = nn.initializers.normal(0.01)  # torchvision; the paper's variance is 0.01
         dense = partial(blocks.dense, kernel_init=init)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        x = nn.relu(dense(4096, copies=copies, dtype=self.dtype, name="classifier_0")(x))
+        x = blocks.relu(dense(4096, copies=copies, dtype=self.dtype, name="classifier_0")(x))
         x = dropout(x)
-        x = nn.relu(dense(4096, dtype=self.dtype, name="classifier_3")(x))
+        x = blocks.relu(dense(4096, dtype=self.dtype, name="classifier_3")(x))
         x = dropout(x)
         wide = blocks.at_least_float32(self.dtype)
         return dense(self.num_classes, dtype=wide, name="classifier_6")(x)

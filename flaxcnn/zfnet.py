@@ -43,15 +43,15 @@ class ZFNet(Network, kw_only=True):
     def stage_maps(self, x: jax.Array, train: bool) -> Iterator[tuple[str, jax.Array]]:
         init = nn.initializers.normal(0.01)
         conv = partial(blocks.conv, use_bias=True, kernel_init=init, dtype=self.dtype)
-        x = nn.relu(conv(96, 7, strides=2, padding=1, name="conv1")(x))  # [N, 110, 110, 96]
+        x = blocks.relu(conv(96, 7, strides=2, padding=1, name="conv1")(x))  # [N, 110, 110, 96]
         x = blocks.local_response_norm(pooling.max_pool(x, 3, 2, ceil_mode=True))
         yield "pool1", x  # [N, 55, 55, 96]
-        x = nn.relu(conv(256, 5, strides=2, name="conv2")(x))  # [N, 26, 26, 256]
+        x = blocks.relu(conv(256, 5, strides=2, name="conv2")(x))  # [N, 26, 26, 256]
         x = blocks.local_response_norm(pooling.max_pool(x, 3, 2, ceil_mode=True))
         yield "pool2", x  # [N, 13, 13, 256]
-        x = nn.relu(conv(384, 3, padding=1, name="conv3")(x))
-        x = nn.relu(conv(384, 3, padding=1, name="conv4")(x))
-        x = nn.relu(conv(256, 3, padding=1, name="conv5")(x))
+        x = blocks.relu(conv(384, 3, padding=1, name="conv3")(x))
+        x = blocks.relu(conv(384, 3, padding=1, name="conv4")(x))
+        x = blocks.relu(conv(256, 3, padding=1, name="conv5")(x))
         x = pooling.max_pool(x, 3, 2)
         yield "pool3", x  # [N, 6, 6, 256]
 
@@ -62,8 +62,8 @@ class ZFNet(Network, kw_only=True):
             return x
         dense = partial(blocks.dense, kernel_init=nn.initializers.normal(0.01))
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        x = dropout(nn.relu(dense(4096, dtype=self.dtype, name="fc6")(x)))
-        x = dropout(nn.relu(dense(4096, dtype=self.dtype, name="fc7")(x)))
+        x = dropout(blocks.relu(dense(4096, dtype=self.dtype, name="fc6")(x)))
+        x = dropout(blocks.relu(dense(4096, dtype=self.dtype, name="fc7")(x)))
         return dense(self.num_classes, dtype=blocks.at_least_float32(self.dtype), name="fc8")(x)
 
 

@@ -12,12 +12,11 @@ import jax
 import numpy as np
 import pytest
 import quick
-from flax import linen as nn
 from twins import MODELS, odd_size, seeded_images, seeded_weights, summary
 from variables import assert_same_state_dict
 
 import flaxcnn
-from flaxcnn import pooling
+from flaxcnn import blocks, pooling
 from flaxcnn.blocks import BatchNorm
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -81,7 +80,7 @@ def test_a_wrong_epsilon_is_seen() -> None:
 
 def test_a_missing_relu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last one of the classifier: the stages before it are right."""
-    right, last = nn.relu, 4096
-    monkeypatch.setattr(nn, "relu", lambda x: x if x.shape[-1] == last else right(x))
+    right, last = blocks.relu, 4096
+    monkeypatch.setattr(blocks, "relu", lambda x: x if x.shape[-1] == last else right(x))
     with pytest.raises(AssertionError, match="Mismatched elements"):
         check("vgg11")
