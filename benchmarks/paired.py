@@ -61,17 +61,28 @@ class Timing:
 
 
 def time_in_turns(
-    contestants: Sequence[Contestant], *, rounds: int = 9, round_seconds: float = 1.0
+    contestants: Sequence[Contestant],
+    *,
+    rounds: int = 9,
+    round_seconds: float = 1.0,
+    at_once: bool = False,
 ) -> list[Timing]:
     """Times all contestants, interleaved; about `round_seconds` for each in a round.
+
+    They are set up one after the other, as compilation takes all cores of a small machine, or
+    `at_once` where there are many.
 
     Raises:
         RuntimeError: a worker failed; the message ends with what it printed.
     """
     workers: list[_Worker] = []
     try:
-        for contestant in contestants:  # one after the other: compilation takes all cores
+        for contestant in contestants:
             workers.append(_Worker(contestant, round_seconds))
+            if not at_once:
+                workers[-1].wait_until_ready()
+        for worker in workers:
+            worker.wait_until_ready()
         for turn in range(rounds):
             for worker in workers if turn % 2 == 0 else workers[::-1]:
                 worker.time_round()
@@ -87,6 +98,9 @@ class _Worker:
     def __init__(self, contestant: Contestant, round_seconds: float) -> None:
         self.name = contestant.name
         self.seconds: list[float] = []
+        self.facts: dict[str, str] = {}
+        self._round_seconds = round_seconds
+        self._steps = 0  # in a round; until it is ready
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by close)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.paired"],
@@ -96,26 +110,30 @@ class _Worker:
             text=True,
             env={**os.environ, **contestant.environment},
         )
-        try:
-            ready = self._ask([contestant.module, contestant.setup, dict(contestant.arguments)])
-        except BaseException:
-            self.close()
-            raise
-        self.facts: dict[str, str] = ready["facts"]
-        self._steps = max(1, round(round_seconds / ready["seconds"]))
+        self._tell([contestant.module, contestant.setup, dict(contestant.arguments)])
+
+    def wait_until_ready(self) -> None:
+        """Until its set-up is over; at once if it has been."""
+        if not self._steps:
+            ready = self._answer()
+            self.facts = ready["facts"]
+            self._steps = max(1, round(self._round_seconds / ready["seconds"]))
 
     def time_round(self) -> None:
         """Adds one to `seconds`."""
-        self.seconds.append(self._ask(self._steps))
+        self._tell(self._steps)
+        self.seconds.append(self._answer())
 
-    def _ask(self, question: Any) -> Any:
+    def _tell(self, what: Any) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.write(json.dumps(what) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it died; the reason follows
+            pass  # it died; its answer is the reason
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(_MARK):
                 return json.loads(line.removeprefix(_MARK))

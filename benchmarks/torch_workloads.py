@@ -110,6 +110,7 @@ def _prepared(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         cpu.keep_freed_memory()
+    torch.backends.cudnn.benchmark = True  # tries its algorithms, as XLA does
     # float32 is float32, as on flaxcnn's side.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format

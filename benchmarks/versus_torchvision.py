@@ -12,7 +12,8 @@ is compute in it, with parameters in float32: torch's autocast.
 
 They take turns (see `paired`), and the ratios are to the fastest torch. flaxcnn and torch keep
 freed memory, in huge pages (`train.cpu`). All begin with the same weights: how far the logits of
-these very networks are apart in evaluation is printed too.
+these very networks are apart in evaluation is printed too. With `--peak` a product of matrices of
+the same type takes turns with them, by which `readme_tables` tells how much of the device is used.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from benchmarks.row_files import make_folders, write_csv, write_json
 OURS, THEIRS = "benchmarks.workloads", "benchmarks.torch_workloads"
 MODES = {"train": "training", "predict": "prediction"}
 LAYOUTS = ("NCHW", "channels_last")
+PEAK = "matrix product"  # the contestant of that name
 
 
 class Case(NamedTuple):
@@ -54,8 +56,10 @@ def contestants(case: Case, options: argparse.Namespace, folder: str) -> list[Co
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes on one accelerator
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "JAX_ENABLE_COMPILATION_CACHE": "true" if options.compilation_cache else "false",
     }
+    if options.compilation_cache:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(options.compilation_cache)
     plain = environment | {"FLAXCNN_PLAIN_CONVOLUTION": "1"}
     entries = [Contestant("flaxcnn", OURS, mode, work, environment)]
     if not options.no_plain:
@@ -67,6 +71,9 @@ def contestants(case: Case, options: argparse.Namespace, folder: str) -> list[Co
         name = f"torch, {layout}{', compiled' if compiled else ''}"
         how = {"layout": layout, "compiled": compiled, "threads": options.threads}
         entries.append(Contestant(name, THEIRS, mode, work | how, environment))
+    if options.peak:
+        product = {"precision": case.precision}
+        entries.append(Contestant(PEAK, OURS, "matrix_product", product, environment))
     return entries
 
 
@@ -84,6 +91,7 @@ def compare(case: Case, options: argparse.Namespace) -> list[Timing]:
             contestants(case, options, folder),
             rounds=options.rounds,
             round_seconds=options.round_seconds,
+            at_once=options.at_once,
         )
 
 
@@ -128,9 +136,10 @@ def rows_of(case: Case, timings: Sequence[Timing]) -> list[dict[str, Any]]:
             "device": timing.facts["device"],
             "cpu": cpu_name(),
             "first_step_seconds": timing.facts["first_step_seconds"],
-            "logits_apart": f"{logits_apart(timing, base):.2e}",
+            "logits_apart": f"{logits_apart(timing, base):.2e}" if timing.name != PEAK else "",
             "round": number,
             "step_ms": f"{1e3 * seconds:.4f}",
+            "flops": timing.facts.get("flops", ""),  # of the matrix product
         }
         for timing in timings
         for number, seconds in enumerate(timing.seconds)
@@ -164,6 +173,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--compile", action="store_true", help="torch.compile takes part")
     parser.add_argument(
         "--no_plain", action="store_true", help="without linen as everybody writes it"
+    )
+    parser.add_argument("--peak", action="store_true", help="a product of matrices takes part")
+    parser.add_argument(
+        "--at_once", action="store_true", help="set all of them up at once: for many cores"
+    )
+    parser.add_argument(
+        "--compilation_cache",
+        type=Path,
+        help="folder of programs that flaxcnn compiled before (compiles; its first step then takes "
+        "less, which is in the results)",
     )
     parser.add_argument("--rounds", type=int, default=9, help="7 at least for a median (9)")
     parser.add_argument(
