@@ -1,0 +1,53 @@
+"""A GPU or TPU computes what the CPU does; where there is none, nothing is tested.
+
+In a process of its own, as all other tests are for a CPU.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAM = ROOT / "tests" / "accelerated.py"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+def accelerator() -> str | None:
+    """The platform that JAX finds when it may choose."""
+    program = "import jax; print(jax.default_backend())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"JAX_PLATFORMS": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    platform = done.stdout.split()[-1]
+    return None if platform == "cpu" else platform
+
+
+def test_it_computes_what_the_cpu_does() -> None:
+    platform = accelerator()
+    if platform is None:
+        pytest.skip("there is no accelerator")
+    archs = ["resnet18", "vgg11", "googlenet", "alexnet"]
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *archs],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"JAX_PLATFORMS": f"{platform},cpu", "PYTHONPATH": str(ROOT)},
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 3 + 4 * len(archs)
+    for row in rows:
+        # Float32 sums in another order; bfloat16 has eight bits, and errors add up over the layers.
+        allowed = 3e-2 if row["what"].endswith("bfloat16") else 1e-4
+        if row["what"].startswith("max pool"):
+            allowed = 0
+        assert row["apart"] <= allowed, row
