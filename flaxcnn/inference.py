@@ -75,7 +75,7 @@ def optimize_for_inference(
         ValueError: for images that the network cannot take.
     """
     folded, of_folded = fold_batchnorm(model, variables)
-    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    shape = jax.ShapeDtypeStruct(images.shape, jax.dtypes.canonicalize_dtype(images.dtype))
     if not _by_onednn(folded.dtype):
         return folded, _in_compute_types(folded, of_folded, shape)
     return _in_layers(folded, of_folded, shape)

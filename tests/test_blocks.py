@@ -1,6 +1,7 @@
 """Batch normalisation by hand: statistics, their types, and sharing across devices."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcnn.blocks import BatchNorm, dense, uniform_fan_in
+from flaxcnn.blocks import BatchNorm, dense, relu, uniform_fan_in
 
 X = np.random.default_rng(0).normal(3.0, 2.0, size=(4, 5, 6, 7)).astype("float32")
 FRESH = {"mean": np.zeros(7, "float32"), "var": np.ones(7, "float32")}
@@ -122,3 +123,34 @@ def test_a_dense_layer_of_copies_equals_one_that_takes_them_all(dtype: str) -> N
         fewer,
         all_of_them,
     )
+
+
+def test_relus_derivatives_are_those_of_jax() -> None:
+    """Of zeros of either sign, of what is not a number, forward, backward, and of a gradient."""
+    x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.nan, jnp.inf, -jnp.inf])
+    dx = jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+
+    def derivatives(function: Any) -> Any:
+        def loss(x: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.sin(function(x)) * dx)
+
+        return (
+            jax.jvp(function, (x,), (dx,)),
+            jax.grad(loss)(x),
+            jax.vmap(jax.grad(loss))(jnp.stack([x, -x])),
+            jax.jvp(jax.grad(loss), (x,), (dx,)),
+            jax.grad(jax.checkpoint(loss))(x),
+        )
+
+    ours, jaxs = (jax.tree.leaves(derivatives(f)) for f in (relu, jax.nn.relu))
+    for a, b in zip(ours, jaxs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_relus_derivative_is_told_by_its_output() -> None:
+    """And behind a barrier: XLA makes max(x, 0) > 0 to x > 0, for which x stays in memory."""
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(relu(x)))))
+    text = gradient.lower(jnp.zeros(3)).as_text()
+    (kept,) = re.findall(r"(%\w+) = stablehlo.optimization_barrier", text)
+    (compared,) = re.findall(r"stablehlo.compare\s+GT, (%\w+),", text)
+    assert compared == kept

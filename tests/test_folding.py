@@ -141,6 +141,15 @@ def test_in_bfloat16_the_logits_are_as_near_to_float32_as_before() -> None:
     assert errors[0] < 1.5 * errors[1]
 
 
+def test_in_bfloat16_what_is_left_of_a_norm_is_added_in_it() -> None:
+    """As cuDNN takes it into the convolution: nothing of a map is in float32."""
+    _, _, net, folded = folded_resnet18(dtype=jnp.bfloat16)
+    program = jax.jit(lambda v, x: net.apply(v, x, train=False))
+    text = program.lower(folded, jnp.zeros((2, 64, 64, 3))).as_text()
+    assert "tensor<2x16x16x64xbf16>" in text
+    assert "tensor<2x16x16x64xf32>" not in text
+
+
 def test_what_is_folded_folds_again_to_itself() -> None:
     _, _, folded, variables = folded_resnet18()
     again, same = flaxcnn.fold_batchnorm(folded, variables)

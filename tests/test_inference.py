@@ -14,6 +14,7 @@ import pytest
 import quick
 from flax import linen as nn
 from flax.errors import ScopeParamShapeError
+from flax.traverse_util import flatten_dict
 from shallow import shallow
 from variables import random_variables
 
@@ -273,6 +274,23 @@ def test_elsewhere_batch_norm_is_folded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.undo()
     monkeypatch.setattr(convolution, "PLAIN", True)
     assert is_folded()
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18_v2", "efficientnet_b0"])
+def test_in_bfloat16_variables_come_in_the_types_of_their_layers(name: str) -> None:
+    """But for what logits are made of, and for norms that multiply: they compute in float32."""
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    model = flaxcnn.create_model(name, num_classes=10, dtype=jnp.bfloat16)
+    variables = random_variables(model, images.shape)
+    fast, prepared = flaxcnn.optimize_for_inference(model, variables, images)
+    folded, of_folded = flaxcnn.fold_batchnorm(model, variables)
+    np.testing.assert_array_equal(logits(fast, prepared, images), logits(folded, of_folded, images))
+    params = flatten_dict(prepared["params"])
+    wide = {path[:-1] for path, value in params.items() if value.dtype == jnp.float32}
+    multiplying = {path[:-1] for path in params if path[-1] == "scale"}
+    head = {"vgg11": "classifier_6", "resnet18_v2": "fc", "efficientnet_b0": "classifier_1"}[name]
+    assert wide == {(head,), *multiplying}
+    assert bool(multiplying) == (name == "resnet18_v2")
 
 
 def test_another_module_is_refused() -> None:

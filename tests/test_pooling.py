@@ -49,10 +49,12 @@ def test_max_pool(
     np.testing.assert_array_equal(ours, max_pool_by_loops(x, window, stride, padding, ceil_mode))
 
 
-@pytest.mark.parametrize("pads", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 2), (1, 0))])
-@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 2), (3, 1)])
+@pytest.mark.parametrize(
+    "pads", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 2), (1, 0)), ((0, 1), (0, 2))]
+)
+@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 3), (3, 2), (3, 1), (2, 3)])
 @pytest.mark.parametrize("name", ["_max_by_slices", "_max_by_places"])
-def test_the_cpus_max_pool_has_the_plain_ones_gradient(
+def test_our_max_pool_has_the_plain_ones_gradient(
     name: str, window: int, stride: int, pads: pooling.Pads
 ) -> None:
     """Bit for bit, ties included: small integers, of which many windows hold equal ones."""
@@ -67,10 +69,10 @@ def test_the_cpus_max_pool_has_the_plain_ones_gradient(
     np.testing.assert_allclose(ours[1], plain[1], atol=1e-6)  # overlapping windows' sums
 
 
-@pytest.mark.parametrize(("window", "stride"), [(3, 2), (3, 1), (5, 3)])
-def test_other_derivatives_of_overlapping_max_pools(window: int, stride: int) -> None:
+@pytest.mark.parametrize("pads", [((1, 2), (2, 0)), ((0, 1), (0, 0))])
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (3, 1), (5, 3), (3, 3)])
+def test_other_derivatives_of_max_pools(window: int, stride: int, pads: pooling.Pads) -> None:
     """Forward, of several images by vmap, and of a gradient, in float64."""
-    pads = ((1, 2), (2, 0))
 
     def derivatives(pool: Any) -> Any:
         def loss(x: jax.Array) -> jax.Array:
@@ -109,13 +111,18 @@ def test_max_pool_passes_nan_on() -> None:
         assert np.isnan(pooling.max_pool(x, 2, 2)).all()
 
 
-def test_max_pool_is_the_plain_one_off_the_cpu() -> None:
-    pool = jax.jit(lambda x: pooling.max_pool(x, 3, 2, padding=1))
-    traced = pool.trace(jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.float32))
-    tpu, cpu = (traced.lower(lowering_platforms=(p,)).as_text() for p in ("tpu", "cpu"))
-    assert "stablehlo.reduce_window" in tpu
-    assert "stablehlo.select" not in tpu
-    assert "stablehlo.reduce_window" not in cpu
+def test_which_max_pool_is_whose() -> None:
+    """XLA's windows and their scatter on a TPU alone."""
+
+    def value_and_gradient(x: jax.Array) -> Any:
+        y, pullback = jax.vjp(lambda x: pooling.max_pool(x, 3, 2, padding=1), x)
+        return y, pullback(y)
+
+    traced = jax.jit(value_and_gradient).trace(jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.float32))
+    for platform in ("tpu", "cpu", "cuda", "rocm"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.select_and_scatter" in text) == (platform == "tpu")
+        assert ("stablehlo.reduce_window" in text) == (platform == "tpu")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (5, 9), (14, 21), (10, 7)])

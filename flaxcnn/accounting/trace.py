@@ -213,8 +213,7 @@ class _Walk:
         seen = field_rules.whole(field_rules.united([value.seen for value in given]))
         inner, before = eqn.params["jaxpr"], self._repeats
         self._repeats *= eqn.params["length"]
-        begin = eqn.params["num_consts"]
-        carried = range(begin, begin + eqn.params["num_carry"])
+        carried = _carried(eqn, inner.jaxpr)
         for i, (var, argument) in enumerate(zip(inner.jaxpr.invars, eqn.invars, strict=True)):
             self._weights.rename(var, argument)
             self._pass_on(var, argument)
@@ -417,6 +416,24 @@ def _called(eqn: Any) -> Any:
         if hasattr(jaxpr, "eqns") and len(jaxpr.invars) == len(eqn.invars):
             return value
     return None
+
+
+def _carried(eqn: Any, body: Any) -> range:
+    """Which inputs of a scan are carried from step to step: those between constants and slices.
+
+    Told by shapes, as the parameters that say so differ from JAX to JAX: what comes in slices, and
+    what is stacked, has an axis more outside than inside.
+    """
+    sliced = sum(
+        outside.aval.ndim > inside.aval.ndim
+        for outside, inside in zip(eqn.invars, body.invars, strict=True)
+    )
+    count = sum(
+        outside.aval.ndim == inside.aval.ndim
+        for outside, inside in zip(eqn.outvars, body.outvars, strict=True)
+    )
+    end = len(eqn.invars) - sliced
+    return range(end - count, end)
 
 
 def _is_over_the_map(eqn: Any, seen: Seen) -> bool:
