@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import flaxcnn
+from benchmarks.workloads import TRAINING_FACTOR
 from flaxcnn.registry import FAMILIES
 from flaxcnn.tables import millions, significant
 from flaxcnn.weights import best_accuracy
@@ -102,10 +103,46 @@ def versus_bfloat16() -> str:
     return "\n".join(lines)
 
 
-def _compared() -> dict[Compared, dict[str, list[float]]]:
+def versus_gpu() -> str:
+    """By network and work: medians, the ratio to the fastest torch, what share of the device."""
+    lines = [
+        "| | flaxcnn, ms | images a second | torch, ms | torch.compile, ms | ratio | utilisation |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case, times in _compared("h100").items():
+        ours, product = times["flaxcnn"], times["matrix product"]
+        eager, compiled = (times[f"torch, channels_last{how}"] for how in ("", ", compiled"))
+        medians = [f"{_median(of):.1f}" for of in (ours, eager, compiled)]
+        images = f"{1000 * int(case.batch_size) / _median(ours):,.0f}"
+        ratio = f"{_ratio(ours, times[_fastest_torch(times)]):.2f}"
+        share = _flops(case) / _product_flops("h100") * _ratio(product, ours)
+        what = f"{case.arch}, {_work(case)}".removesuffix(f", {case.precision}")
+        cells = [medians[0], images, *medians[1:], ratio, f"{share:.0%}"]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _flops(case: Compared) -> float:
+    """Of a step: a training step counts three times its forward pass, as in `throughput`."""
+    model = flaxcnn.create_model(case.arch)
+    macs = flaxcnn.summarize(model, image_size=int(case.image_size)).macs
+    return 2 * macs * int(case.batch_size) * (TRAINING_FACTOR if case.mode == "train" else 1)
+
+
+def _product_flops(device: str) -> float:
+    """Of what the matrix product does in a step."""
+    (flops,) = {row["flops"] for row in _rows(_results_of(device)) if row["flops"]}
+    return float(flops)
+
+
+def _results_of(device: str) -> str:
+    return f"versus_torchvision_{device}_*.csv"
+
+
+def _compared(device: str = "cpu") -> dict[Compared, dict[str, list[float]]]:
     """Milliseconds of a step by case and contestant, a number for each round."""
     cases: dict[Compared, dict[str, list[float]]] = {}
-    for row in _rows("versus_torchvision_cpu_*.csv"):
+    for row in _rows(_results_of(device)):
         times = cases.setdefault(Compared(*(row[key] for key in Compared._fields)), {})
         times.setdefault(row["contestant"], []).append(float(row["step_ms"]))
     return cases
@@ -381,6 +418,7 @@ TABLES = {
     "versus_torchvision": versus_torchvision,
     "versus_plain": versus_plain,
     "versus_bfloat16": versus_bfloat16,
+    "versus_gpu": versus_gpu,
     "library_share": library_share,
     "throughput": throughput,
     "startup": startup,

@@ -68,9 +68,36 @@ def conv(
         bias_init=bias_init,
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
+        promote_dtype=_promotion(dtype, strides, padding),
         conv_general_dilated=conv_general_dilated,
         name=name,
     )
+
+
+def _promotion(dtype: DTypeLike, strides: int, padding: int) -> Callable[..., list[Any]]:
+    """`promote_dtype` of such a convolution.
+
+    In a narrow type the bias is spread over the map before it is converted, so that its gradient is
+    summed in float32: of 1.6 million values in bfloat16 an H100 was wrong by 1 %.
+    """
+    plain: Callable[..., list[Any]] = nn.dtypes.promote_dtype
+    if at_least_float32(dtype) == dtype:
+        return plain
+
+    def promote(
+        x: jax.Array, kernel: jax.Array, bias: jax.Array | None, **how: Any
+    ) -> list[jax.Array | None]:
+        x, kernel = plain(x, kernel, **how)
+        if bias is None:
+            return [x, kernel, None]
+        height, width = (
+            (size + 2 * padding - window) // strides + 1
+            for size, window in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+        )
+        shape = (x.shape[0], height, width, kernel.shape[-1])
+        return [x, kernel, jnp.broadcast_to(bias, shape).astype(x.dtype)]
+
+    return promote
 
 
 def dense(

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from flaxcnn.blocks import BatchNorm, dense, relu, uniform_fan_in
+from flaxcnn.blocks import BatchNorm, conv, dense, relu, uniform_fan_in
 
 X = np.random.default_rng(0).normal(3.0, 2.0, size=(4, 5, 6, 7)).astype("float32")
 FRESH = {"mean": np.zeros(7, "float32"), "var": np.ones(7, "float32")}
@@ -154,3 +155,23 @@ def test_relus_derivative_is_told_by_its_output() -> None:
     (kept,) = re.findall(r"(%\w+) = stablehlo.optimization_barrier", text)
     (compared,) = re.findall(r"stablehlo.compare\s+GT, (%\w+),", text)
     assert compared == kept
+
+
+@pytest.mark.parametrize(("size", "strides", "padding"), [(3, 2, 1), (1, 1, 0), (5, 3, 0)])
+def test_gradients_of_biases_are_summed_in_float32(size: int, strides: int, padding: int) -> None:
+    """Of a narrow convolution too; its results are those of flax, to the last bit."""
+    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3), jnp.bfloat16)
+    how: Any = {"strides": strides, "padding": padding, "use_bias": True, "name": "layer"}
+    ours = conv(5, size, dtype=jnp.bfloat16, **how)
+    params = ours.init(jax.random.key(1), x)
+    params["params"]["bias"] = jax.random.normal(jax.random.key(2), (5,))
+    program = jax.jit(lambda params: jax.vjp(lambda p: ours.apply(p, x), params))
+    y, pullback = program(params)
+    flaxs = ours.clone(promote_dtype=nn.dtypes.promote_dtype)
+    np.testing.assert_array_equal(y, jax.jit(flaxs.apply)(params, x))
+    assert y.dtype == jnp.bfloat16
+    dy = jax.random.normal(jax.random.key(3), y.shape, y.dtype)
+    gradient = pullback(dy)[0]["params"]["bias"]
+    assert gradient.dtype == jnp.float32
+    exact = np.asarray(dy, float).sum((0, 1, 2))
+    np.testing.assert_allclose(gradient, exact, rtol=1e-6, atol=1e-6)
