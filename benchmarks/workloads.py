@@ -7,7 +7,7 @@ command line.
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import flaxcnn
 from flaxcnn import convolution, onednn, pretrained
@@ -106,7 +106,9 @@ def training(
         },
         split,
     )
-    program, seconds = _compiled(_train_step(model, optimiser, plan, devices), current, batch)
+    program, seconds = _compiled(
+        _train_step(model, optimiser, plan, _devices(devices)), current, batch
+    )
 
     def one_step() -> None:
         nonlocal current
@@ -117,9 +119,14 @@ def training(
 
 
 def training_program(
-    arch: str, image_size: int, batch_size: int, num_classes: int, precision: Precision
+    arch: str,
+    image_size: int,
+    batch_size: int,
+    num_classes: int,
+    precision: Precision,
+    device: jax.Device | None = None,
 ) -> Any:
-    """The compiled step of `training` on one device, from shapes alone."""
+    """The compiled step of `training` on one device, the first if none is given, from shapes."""
     _prepare(precision)
     plan = plan_for(arch, image_size, batch_size, num_classes, precision)
     model = state.create_model(plan, 1)
@@ -131,7 +138,8 @@ def training_program(
         "label": jax.ShapeDtypeStruct(shape, jnp.int32),
         "stop": jax.ShapeDtypeStruct((1,), jnp.bool_),
     }
-    return _compiled(_train_step(model, optimiser, plan, 1), current, batch)[0]
+    devices = [device] if device else _devices(1)
+    return _compiled(_train_step(model, optimiser, plan, devices), current, batch)[0]
 
 
 def prediction(
@@ -177,15 +185,24 @@ def prediction(
 
 
 def prediction_program(
-    arch: str, image_size: int, batch_size: int, num_classes: int, precision: Precision
+    arch: str,
+    image_size: int,
+    batch_size: int,
+    num_classes: int,
+    precision: Precision,
+    device: jax.Device | None = None,
 ) -> Any:
-    """The compiled program of `prediction` on one device."""
+    """The compiled program of `prediction` on one device, the first if none is given."""
     _prepare(precision)
     model = flaxcnn.create_model(arch, num_classes=num_classes, dtype=jnp.dtype(precision))
     images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, CHANNELS), jnp.float32)
     drawn = _random_variables(model, image_size)
     fast, variables = flaxcnn.optimize_for_inference(model, drawn, images)
-    return _compiled(_predict(fast), variables, images)[0]
+    sharding = SingleDeviceSharding(device or _devices(1)[0])
+    shapes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), (variables, images)
+    )
+    return _compiled(_predict(fast), *shapes)[0]
 
 
 def matrix_product(precision: Precision) -> Setup:
@@ -247,10 +264,10 @@ def _train_step(
     model: flaxcnn.network.Network,
     optimiser: optax.GradientTransformation,
     plan: Plan,
-    devices: int,
+    devices: Sequence[jax.Device],
 ) -> Any:
     step = steps.make_train_step(model, optimiser, plan, MEAN_AND_STD, 100)
-    return jax.jit(steps.train_over_devices(step, _devices(devices)), donate_argnums=0)
+    return jax.jit(steps.train_over_devices(step, devices), donate_argnums=0)
 
 
 def _predict(model: Any) -> Any:

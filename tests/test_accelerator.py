@@ -13,6 +13,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = ROOT / "tests" / "accelerated.py"
+# Float32 sums come in another order. In gradients a ReLU then lets through what it would not have,
+# where its input is next to zero. bfloat16 has eight bits, and errors add up over the layers.
+ALLOWED = {
+    **{f"pool {geometry}": 0.0 for geometry in ("3/2 of 32", "2/2 of 31", "3/1 of 14")},
+    "losses": 1e-5,
+    "momentum": 2e-3,
+    "logits": 1e-5,
+    "logits in bfloat16": 3e-2,
+}
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
@@ -46,8 +55,4 @@ def test_it_computes_what_the_cpu_does() -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 3 + 4 * len(archs)
     for row in rows:
-        # Float32 sums in another order; bfloat16 has eight bits, and errors add up over the layers.
-        allowed = 3e-2 if row["what"].endswith("bfloat16") else 1e-4
-        if row["what"].startswith("max pool"):
-            allowed = 0
-        assert row["apart"] <= allowed, row
+        assert row["apart"] <= ALLOWED[row["what"].split(maxsplit=1)[1]], row
