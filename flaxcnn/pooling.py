@@ -1,6 +1,5 @@
 """Pooling with torch's geometry: explicit padding, ceil_mode, adaptive averages of any size."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -12,6 +11,7 @@ from flaxcnn.blocks import at_least_float32
 from flaxcnn.convolution import PLAIN
 
 Pads = tuple[tuple[int, int], tuple[int, int]]  # before and after, of rows and of columns
+Begin = tuple[int, int]  # a row and a column of the padded image
 
 
 def _pad_for(size: int, window: int, stride: int, padding: int, ceil_mode: bool) -> tuple[int, int]:
@@ -50,16 +50,13 @@ def _max_by_platform(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.
     1.4 / - / 0.6, 2x2 0.9 / - / 0.4, 3x3 7.1 / - / 1.1.
     """
 
-    def by(pool: Callable[..., jax.Array]) -> Callable[[jax.Array], jax.Array]:
-        return partial(pool, window=window, stride=stride, pads=pads)
-
-    return jax.lax.platform_dependent(
-        x,
-        cpu=by(_max_by_places),
-        cuda=by(_max_by_places),
-        rocm=by(_max_by_places),
-        default=by(_max_by_windows),
-    )
+    (top, _), (left, _) = pads
+    # On a CPU XLA cuts padding off in passing, which saves 6 ms of 365 of a step of resnet18, batch
+    # 8, on 2 cores; on a GPU in a pass of its own, 0.4 ms of 25 of resnet50, batch 128, on an H100.
+    on_cpu = partial(_max_by_places, window=window, stride=stride, pads=pads, begin=(0, 0))
+    on_gpu = partial(_max_by_places, window=window, stride=stride, pads=pads, begin=(top, left))
+    plain = partial(_max_by_windows, window=window, stride=stride, pads=pads)
+    return jax.lax.platform_dependent(x, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
 
 
 def _max_by_windows(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
@@ -90,15 +87,23 @@ def _max_and_place(
     return found, place
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
-def _max_by_places(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
-    """`_max_by_slices`, with a gradient that keeps the places instead of finding them again."""
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
+def _max_by_places(x: jax.Array, window: int, stride: int, pads: Pads, begin: Begin) -> jax.Array:
+    """`_max_by_slices`, with a gradient that keeps the places instead of finding them again.
+
+    Where it weaves the gradient (`_at_places`) it begins with that element of the padded image.
+    """
     return _max_by_slices(x, window, stride, pads)
 
 
 @_max_by_places.defjvp
 def _max_by_places_jvp(
-    window: int, stride: int, pads: Pads, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    window: int,
+    stride: int,
+    pads: Pads,
+    begin: Begin,
+    primals: tuple[jax.Array],
+    tangents: tuple[jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """What changes is the element at each place: the transpose of `_at_places`.
 
@@ -107,11 +112,18 @@ def _max_by_places_jvp(
     (x,), (dx,) = primals, tangents
     y, place = _max_and_place(x, window, stride, pads)
     y, place = jax.lax.optimization_barrier((y, place))  # to be kept, not found again in each use
-    apart = window == stride and pads[0][0] == pads[1][0] == 0
-    if apart:
+    if window == stride and pads[0][0] == pads[1][0] == 0:
         spread = partial(_at_places_apart, place, window=window, shape=x.shape)
     else:
-        spread = partial(_at_places, place, window=window, stride=stride, pads=pads, shape=x.shape)
+        spread = partial(
+            _at_places,
+            place,
+            window=window,
+            stride=stride,
+            pads=pads,
+            begin=begin,
+            shape=x.shape,
+        )
     (dy,) = jax.linear_transpose(spread, y)(dx)
     return y, dy
 
@@ -122,32 +134,38 @@ def _at_places(
     window: int,
     stride: int,
     pads: Pads,
+    begin: Begin,
     shape: tuple[int, ...],
 ) -> jax.Array:
     """An image [N, H, W, C] of zeros, with each window's `y` added at its place.
 
     Rows (and columns) `stride` apart are seen by the same rows of windows: they are gathered, and
-    then woven together.
+    then woven together, from `begin` on; what lies before the image is cut off.
     """
     batch, height, width, channels = shape
     (top, _), (left, _) = pads
-    rows, columns = -(-height // stride), -(-width // stride)  # so many, `stride` apart
-    reach = (window - 1) // stride  # of windows before that see the same row
-    around = [
+    (row, column), reach = begin, (window - 1) // stride  # of windows before that see the same row
+    rows, columns = -(-(height + top - row) // stride), -(-(width + left - column) // stride)
+
+    def around(begin: int, lines: int, windows: int) -> tuple[int, int, int]:
+        last = (begin + stride - 1) // stride  # window that begins where a gathering does
+        return reach, last + lines - windows, 0
+
+    edges = [
         (0, 0, 0),
-        (reach, _last(top, stride) + rows - y.shape[1], 0),
-        (reach, _last(left, stride) + columns - y.shape[2], 0),
+        around(row, rows, y.shape[1]),
+        around(column, columns, y.shape[2]),
         (0, 0, 0),
     ]
     # No place has this number. The barrier: XLA would test at each element whether it is padding.
-    place = jax.lax.pad(place, jnp.array(jnp.iinfo(place.dtype).max, place.dtype), around)
-    y = jax.lax.optimization_barrier(jax.lax.pad(y, jnp.zeros((), y.dtype), around))
+    place = jax.lax.pad(place, jnp.array(jnp.iinfo(place.dtype).max, place.dtype), edges)
+    y = jax.lax.optimization_barrier(jax.lax.pad(y, jnp.zeros((), y.dtype), edges))
 
     def gathered(row: int, column: int) -> jax.Array:
-        """Of the image's rows `row`, `row` + stride and so on, and of such columns."""
+        """The rows `row`, `row` + stride and so on of the padded image, and such columns."""
         total = jnp.zeros((batch, rows, columns, channels), y.dtype)
-        first_row, in_window = divmod(row + top, stride)
-        first_column, beside = divmod(column + left, stride)
+        first_row, in_window = divmod(row, stride)
+        first_column, beside = divmod(column, stride)
         for i in range(in_window, window, stride):
             for j in range(beside, window, stride):
                 above, before = first_row + reach - i // stride, first_column + reach - j // stride
@@ -155,12 +173,15 @@ def _at_places(
                 total += jnp.where(place[seen] == i * window + j, y[seen], 0)
         return total
 
-    phases = range(stride)
     woven = jnp.stack(
-        [jnp.stack([gathered(row, column) for column in phases], 3) for row in phases], 2
+        [
+            jnp.stack([gathered(row + i, column + j) for j in range(stride)], 3)
+            for i in range(stride)
+        ],
+        2,
     )
     image = woven.reshape(batch, rows * stride, columns * stride, channels)
-    return image[:, :height, :width]
+    return image[:, top - row : top - row + height, left - column : left - column + width]
 
 
 def _at_places_apart(
@@ -177,11 +198,6 @@ def _at_places_apart(
     image = jnp.where(place[in_windows] == places, y[in_windows], 0)
     image = image.reshape(batch, rows * window, columns * window, channels)
     return image[:, :height, :width]
-
-
-def _last(padding: int, stride: int) -> int:
-    """The last window that begins with, or `stride` times above, one of the first `stride` rows."""
-    return (stride - 1 + padding) // stride
 
 
 def _bin_averages(size: int, bins: int) -> np.ndarray:

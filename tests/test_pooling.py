@@ -9,6 +9,16 @@ import pytest
 
 from flaxcnn import pooling
 
+# The same maxima; their gradient is woven from another element of the padded image on.
+BY_PLACES: dict[str, Any] = {
+    "on a CPU": lambda x, window, stride, pads: pooling._max_by_places(
+        x, window, stride, pads, (0, 0)
+    ),
+    "on a GPU": lambda x, window, stride, pads: pooling._max_by_places(
+        x, window, stride, pads, (pads[0][0], pads[1][0])
+    ),
+}
+
 
 def random_maps(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype("float32")
@@ -53,9 +63,9 @@ def test_max_pool(
     "pads", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 2), (1, 0)), ((0, 1), (0, 2))]
 )
 @pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 3), (3, 2), (3, 1), (2, 3)])
-@pytest.mark.parametrize("name", ["_max_by_slices", "_max_by_places"])
+@pytest.mark.parametrize("where", ["by slices", "on a CPU", "on a GPU"])
 def test_our_max_pool_has_the_plain_ones_gradient(
-    name: str, window: int, stride: int, pads: pooling.Pads
+    where: str, window: int, stride: int, pads: pooling.Pads
 ) -> None:
     """Bit for bit, ties included: small integers, of which many windows hold equal ones."""
     x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (2, 9, 8, 3)), jnp.float32)
@@ -64,14 +74,18 @@ def test_our_max_pool_has_the_plain_ones_gradient(
         y, pullback = jax.vjp(lambda x: pool(x, window, stride, pads), x)
         return y, pullback(jnp.asarray(random_maps(*y.shape)))[0]
 
-    ours, plain = map(value_and_gradient, (getattr(pooling, name), pooling._max_by_windows))
+    ours = value_and_gradient(pooling._max_by_slices if where == "by slices" else BY_PLACES[where])
+    plain = value_and_gradient(pooling._max_by_windows)
     np.testing.assert_array_equal(ours[0], plain[0])
     np.testing.assert_allclose(ours[1], plain[1], atol=1e-6)  # overlapping windows' sums
 
 
+@pytest.mark.parametrize("where", ["on a CPU", "on a GPU"])
 @pytest.mark.parametrize("pads", [((1, 2), (2, 0)), ((0, 1), (0, 0))])
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (3, 1), (5, 3), (3, 3)])
-def test_other_derivatives_of_max_pools(window: int, stride: int, pads: pooling.Pads) -> None:
+def test_other_derivatives_of_max_pools(
+    window: int, stride: int, pads: pooling.Pads, where: str
+) -> None:
     """Forward, of several images by vmap, and of a gradient, in float64."""
 
     def derivatives(pool: Any) -> Any:
@@ -87,7 +101,7 @@ def test_other_derivatives_of_max_pools(window: int, stride: int, pads: pooling.
         )
 
     with jax.enable_x64(True):
-        ours, slices = map(derivatives, (pooling._max_by_places, pooling._max_by_slices))
+        ours, slices = map(derivatives, (BY_PLACES[where], pooling._max_by_slices))
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(slices), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
@@ -103,7 +117,7 @@ def test_max_pool_passes_nan_on() -> None:
     for window, stride in ((3, 1), (3, 2)):
         x = random_maps(1, 5, 5, 1)
         x[0, 2, 2] = np.nan
-        ours = pooling._max_by_places(jnp.asarray(x), window, stride, ((0, 0), (0, 0)))
+        ours = BY_PLACES["on a CPU"](jnp.asarray(x), window, stride, ((0, 0), (0, 0)))
         assert np.isnan(ours).all()
     for place in range(4):
         x = np.zeros((1, 2, 2, 1), "float32")
