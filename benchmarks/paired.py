@@ -70,7 +70,8 @@ def time_in_turns(
     """Times all contestants, interleaved; about `round_seconds` for each in a round.
 
     They are set up one after the other, as compilation takes all cores of a small machine, or
-    `at_once` where there are many.
+    `at_once` where there are many; then libraries that try their algorithms do so beside others at
+    work, and may choose a slower one.
 
     Raises:
         RuntimeError: a worker failed; the message ends with what it printed.
@@ -83,6 +84,8 @@ def time_in_turns(
                 workers[-1].wait_until_ready()
         for worker in workers:
             worker.wait_until_ready()
+        for worker in workers if at_once else ():
+            worker.time_pace()
         for turn in range(rounds):
             for worker in workers if turn % 2 == 0 else workers[::-1]:
                 worker.time_round()
@@ -110,14 +113,26 @@ class _Worker:
             text=True,
             env={**os.environ, **contestant.environment},
         )
-        self._tell([contestant.module, contestant.setup, dict(contestant.arguments)])
+        try:
+            self._tell([contestant.module, contestant.setup, dict(contestant.arguments)])
+        except BaseException:
+            self.close()
+            raise
 
     def wait_until_ready(self) -> None:
         """Until its set-up is over; at once if it has been."""
         if not self._steps:
             ready = self._answer()
             self.facts = ready["facts"]
-            self._steps = max(1, round(self._round_seconds / ready["seconds"]))
+            self._set_pace(ready["seconds"])
+
+    def time_pace(self) -> None:
+        """Anew: what the set-up found is too slow where others were set up beside it."""
+        self._tell(2)
+        self._set_pace(self._answer())
+
+    def _set_pace(self, seconds: float) -> None:
+        self._steps = max(1, round(self._round_seconds / seconds))
 
     def time_round(self) -> None:
         """Adds one to `seconds`."""

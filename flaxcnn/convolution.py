@@ -18,8 +18,8 @@ its default flags, 2 cores of a Xeon (model 207, AVX-512), float32, medians of i
 by tens of per cent; the collapses are factors. The thresholds were measured on this machine alone.
 
 `FLAXCNN_PLAIN_CONVOLUTION=1` in the environment, read at import, leaves every convolution plain,
-and every pooling layer (`pooling`), dense layer (`matrix_product`) and batch norm
-(`normalisation`).
+and every pooling layer (`pooling`), dense layer (`matrix_product`), batch norm (`normalisation`),
+ReLU and bias (`blocks`).
 """
 
 import math

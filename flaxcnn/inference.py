@@ -75,6 +75,7 @@ def optimize_for_inference(
         ValueError: for images that the network cannot take.
     """
     folded, of_folded = fold_batchnorm(model, variables)
+    # As JAX has them: without its 64-bit mode, float32 for float64.
     shape = jax.ShapeDtypeStruct(images.shape, jax.dtypes.canonicalize_dtype(images.dtype))
     if not _by_onednn(folded.dtype):
         return folded, _in_compute_types(folded, of_folded, shape)
@@ -161,8 +162,6 @@ def _in_layers(
     used = {v for e in program for v in e.invars if not isinstance(v, Literal)}
     made |= {v: array for v, array in given.items() if v in used}
     changed = traced.jaxpr.replace(eqns=program, invars=[*made, image])
-    # As JAX has them: without its 64-bit mode, float32 for float64.
-    images = jax.ShapeDtypeStruct(_type(image).shape, _type(image).dtype)
     return _ForOneShape(ClosedJaxpr(changed, traced.consts), images), list(made.values())
 
 

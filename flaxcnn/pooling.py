@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from flaxcnn.bilinear import explicitly_sharded
 from flaxcnn.blocks import at_least_float32
 from flaxcnn.convolution import PLAIN
 
@@ -36,7 +37,7 @@ def max_pool(
     Of equal values in a window the first gets the gradient, as in torch.
     """
     rows, columns = (_pad_for(size, window, stride, padding, ceil_mode) for size in x.shape[1:3])
-    pool = _max_by_windows if PLAIN else _max_by_platform
+    pool = _max_by_windows if PLAIN or explicitly_sharded(x) else _max_by_platform
     return pool(x, window, stride, (rows, columns))
 
 
@@ -45,11 +46,10 @@ def _max_by_platform(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.
     """XLA's gradient of a max pool, a scatter, is slow on a CPU and on a GPU.
 
     Forward and gradient, ms, by windows / slices / places. On 2 cores of a Xeon (model 167), jaxlib
-    0.10.2, float32: 8x112x112x64 3x3 stride 2 115 / 14 / 8, 8x28x28x192 3x3 27 / 5 / 2,
-    8x224x224x64 2x2 - / 28 / 15. On an H100, jaxlib 0.11.2, bfloat16, 128x112x112x64: 3x3 stride 2
-    1.4 / - / 0.6, 2x2 0.9 / - / 0.4, 3x3 7.1 / - / 1.1.
+    0.10.2, float32: 8x112x112x64 3x3 stride 2 62 / 14 / 6, 8x28x28x192 3x3 31 / 7 / 3,
+    8x224x224x64 2x2 167 / 27 / 16. On an H100, jaxlib 0.11.2, bfloat16, 128x112x112x64: 3x3 stride
+    2 1.4 / - / 0.6, 2x2 0.9 / - / 0.4, 3x3 7.1 / - / 1.1.
     """
-
     (top, _), (left, _) = pads
     # On a CPU XLA cuts padding off in passing, which saves 6 ms of 365 of a step of resnet18, batch
     # 8, on 2 cores; on a GPU in a pass of its own, 0.4 ms of 25 of resnet50, batch 128, on an H100.
@@ -144,44 +144,51 @@ def _at_places(
     """
     batch, height, width, channels = shape
     (top, _), (left, _) = pads
-    (row, column), reach = begin, (window - 1) // stride  # of windows before that see the same row
-    rows, columns = -(-(height + top - row) // stride), -(-(width + left - column) // stride)
+    first_row, first_column = begin
+    above, before = top - first_row, left - first_column  # what is cut off
+    rows, columns = -(-(height + above) // stride), -(-(width + before) // stride)
+    reach = (window - 1) // stride  # of windows before that see the same row
 
-    def around(begin: int, lines: int, windows: int) -> tuple[int, int, int]:
-        last = (begin + stride - 1) // stride  # window that begins where a gathering does
-        return reach, last + lines - windows, 0
+    def edges(first: int, lines: int, windows: int) -> tuple[int, int, int]:
+        """So that every gathering finds `reach` + `lines` windows."""
+        return reach, (first + stride - 1) // stride + lines - windows, 0
 
-    edges = [
+    around = [
         (0, 0, 0),
-        around(row, rows, y.shape[1]),
-        around(column, columns, y.shape[2]),
+        edges(first_row, rows, y.shape[1]),
+        edges(first_column, columns, y.shape[2]),
         (0, 0, 0),
     ]
     # No place has this number. The barrier: XLA would test at each element whether it is padding.
-    place = jax.lax.pad(place, jnp.array(jnp.iinfo(place.dtype).max, place.dtype), edges)
-    y = jax.lax.optimization_barrier(jax.lax.pad(y, jnp.zeros((), y.dtype), edges))
+    place = jax.lax.pad(place, jnp.array(jnp.iinfo(place.dtype).max, place.dtype), around)
+    y = jax.lax.optimization_barrier(jax.lax.pad(y, jnp.zeros((), y.dtype), around))
 
     def gathered(row: int, column: int) -> jax.Array:
         """The rows `row`, `row` + stride and so on of the padded image, and such columns."""
         total = jnp.zeros((batch, rows, columns, channels), y.dtype)
-        first_row, in_window = divmod(row, stride)
-        first_column, beside = divmod(column, stride)
+        window_row, in_window = divmod(row, stride)
+        window_column, beside = divmod(column, stride)
         for i in range(in_window, window, stride):
             for j in range(beside, window, stride):
-                above, before = first_row + reach - i // stride, first_column + reach - j // stride
-                seen = (slice(None), slice(above, above + rows), slice(before, before + columns))
+                begin_row = window_row + reach - i // stride
+                begin_column = window_column + reach - j // stride
+                seen = (
+                    slice(None),
+                    slice(begin_row, begin_row + rows),
+                    slice(begin_column, begin_column + columns),
+                )
                 total += jnp.where(place[seen] == i * window + j, y[seen], 0)
         return total
 
     woven = jnp.stack(
         [
-            jnp.stack([gathered(row + i, column + j) for j in range(stride)], 3)
+            jnp.stack([gathered(first_row + i, first_column + j) for j in range(stride)], 3)
             for i in range(stride)
         ],
         2,
     )
     image = woven.reshape(batch, rows * stride, columns * stride, channels)
-    return image[:, top - row : top - row + height, left - column : left - column + width]
+    return image[:, above : above + height, before : before + width]
 
 
 def _at_places_apart(

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
+from flaxcnn import blocks
 from flaxcnn.blocks import BatchNorm, conv, dense, relu, uniform_fan_in
 
 X = np.random.default_rng(0).normal(3.0, 2.0, size=(4, 5, 6, 7)).astype("float32")
@@ -175,3 +178,26 @@ def test_gradients_of_biases_are_summed_in_float32(size: int, strides: int, padd
     assert gradient.dtype == jnp.float32
     exact = np.asarray(dy, float).sum((0, 1, 2))
     np.testing.assert_allclose(gradient, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_devices_add_sums_of_biases_gradients_not_maps() -> None:
+    """In a `jax.shard_map` that keeps account of what varies."""
+    layer = conv(8, 3, padding=1, use_bias=True, dtype=jnp.bfloat16, name="layer")
+    x = jnp.ones((4, 16, 16, 3), jnp.bfloat16)
+    params = layer.init(jax.random.key(0), x)
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+
+    def gradient(params: Any, x: jax.Array) -> Any:
+        return jax.grad(lambda params: jnp.sum(layer.apply(params, x).astype(float)))(params)
+
+    over_devices = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("d")), out_specs=P())
+    text = str(jax.make_jaxpr(over_devices)(params, x))
+    assert "f32[8] = psum" in text
+    assert not re.search(r"\[1,16,16,8\] = psum", text)
+
+
+def test_plain_is_as_flax_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "PLAIN", True)
+    layer = conv(8, 3, use_bias=True, dtype=jnp.bfloat16, name="layer")
+    assert layer.promote_dtype is nn.dtypes.promote_dtype
+    assert str(jax.make_jaxpr(relu)(1.0)) == str(jax.make_jaxpr(jax.nn.relu)(1.0))

@@ -39,6 +39,22 @@ def test_each_kernel_reads_its_arguments_and_writes_its_results() -> None:
     assert compare.megabytes == pytest.approx((8_000 + 2 + 1_000) / 1e6)
 
 
+def test_the_report_names_the_total_and_the_largest() -> None:
+    class Plan:
+        argument_size_in_bytes = output_size_in_bytes = temp_size_in_bytes = 2e6
+        alias_size_in_bytes = 1e6
+
+    class Program:
+        as_text = staticmethod(lambda: PROGRAM)
+        memory_analysis = staticmethod(Plan)
+
+    first, *kinds, largest = gpu_traffic.report(Program(), shown=1).splitlines()
+    assert first.startswith("0 MB in 3 kernels")
+    assert first.endswith("memory by XLA's plan 5 MB")
+    assert [kind.split()[1] for kind in kinds] == ["gemm", "compare", "loop_negate_fusion"]
+    assert "gemm: (bf16[1000,4], u8[2000]) of f32[1000,8], bf16[8,4]" in largest
+
+
 def test_it_needs_the_plugin_but_no_gpu(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

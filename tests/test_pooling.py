@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from flaxcnn import pooling
 
@@ -104,6 +106,19 @@ def test_other_derivatives_of_max_pools(
         ours, slices = map(derivatives, (BY_PLACES[where], pooling._max_by_slices))
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(slices), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_max_pools_of_explicitly_sharded_images(window: int) -> None:
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    x = jnp.asarray(random_maps(4, 9, 8, 3))
+
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: jnp.sum(jnp.sin(pooling.max_pool(x, window, 2))))(x)
+
+    with jax.set_mesh(mesh):
+        ours = jax.jit(gradient)(jax.device_put(x, P("d")))
+    np.testing.assert_allclose(ours, gradient(x), atol=1e-6)
 
 
 def test_max_pool_of_a_large_window() -> None:

@@ -1,6 +1,7 @@
 """The benchmarks say what they timed, and refuse what they cannot time."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks import largest_batch, throughput, versus_torchvision, workloads
-from benchmarks.paired import Timing
+from benchmarks.paired import Contestant, Timing, time_in_turns
 from flaxcnn import onednn
 
 LENET = {"arch": "lenet5", "image_size": 32, "num_classes": 10, "precision": "float32"}
@@ -175,9 +176,25 @@ def test_the_ratio_is_to_the_fastest_torch_round_by_round() -> None:
     assert "ratio to torch, channels_last" in shown
     assert "1.2e-01 of the largest apart" in shown
     case = versus_torchvision.Case("resnet18", "train", 32, 128, "float32")
-    rows = versus_torchvision.rows_of(case, timings)
-    assert len(rows) == 9
+    product = timing(versus_torchvision.PEAK, (0.5, 0.5, 0.5), "")
+    product = dataclasses.replace(product, facts={**product.facts, "flops": "12"})
+    rows = versus_torchvision.rows_of(case, [*timings, product])
+    assert len(rows) == 12
     assert rows[0]["logits_apart"] == "1.25e-01"
+    assert (rows[0]["flops"], rows[-1]["flops"], rows[-1]["logits_apart"]) == ("", "12", "")
+
+
+def test_contestants_take_turns_set_up_at_once() -> None:
+    products = [
+        Contestant(name, "benchmarks.workloads", "matrix_product", {"precision": "float32"})
+        for name in ("one", "another")
+    ]
+    timings = time_in_turns(products, rounds=3, round_seconds=0.01, at_once=True)
+    assert [timing.name for timing in timings] == ["one", "another"]
+    for timing in timings:
+        assert len(timing.seconds) == 3
+        assert min(timing.seconds) > 0
+        assert float(timing.facts["flops"]) == 2 * 2048**3
 
 
 def test_the_librarys_share_of_a_step(tmp_path: pathlib.Path) -> None:
