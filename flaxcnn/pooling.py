@@ -1,6 +1,6 @@
 """Pooling with torch's geometry: explicit padding, ceil_mode, adaptive averages of any size."""
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,10 @@ def max_pool(
     Of equal values in a window the first gets the gradient, as in torch.
     """
     rows, columns = (_pad_for(size, window, stride, padding, ceil_mode) for size in x.shape[1:3])
-    pool = _max_by_windows if PLAIN or explicitly_sharded(x) else _max_by_platform
+    # A program for images of any size has symbols there.
+    known = all(isinstance(size, int) for size in x.shape[1:3])
+    plain = PLAIN or not known or explicitly_sharded(x)
+    pool = _max_by_windows if plain else _max_by_platform
     return pool(x, window, stride, (rows, columns))
 
 
@@ -45,10 +48,10 @@ def max_pool(
 def _max_by_platform(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
     """XLA's gradient of a max pool, a scatter, is slow on a CPU and on a GPU.
 
-    Forward and gradient, ms, by windows / slices / places. On 2 cores of a Xeon (model 167), jaxlib
-    0.10.2, float32: 8x112x112x64 3x3 stride 2 62 / 14 / 6, 8x28x28x192 3x3 31 / 7 / 3,
-    8x224x224x64 2x2 167 / 27 / 16. On an H100, jaxlib 0.11.2, bfloat16, 128x112x112x64: 3x3 stride
-    2 1.4 / - / 0.6, 2x2 0.9 / - / 0.4, 3x3 7.1 / - / 1.1.
+    Forward and gradient, ms, by windows / places. On 2 cores of a Xeon (model 167), jaxlib 0.10.2,
+    float32: 8x112x112x64 3x3 stride 2 62 / 6, 8x28x28x192 3x3 31 / 3, 8x224x224x64 2x2 167 / 16.
+    On an H100, jaxlib 0.11.2, bfloat16: 128x112x112x64 3x3 stride 2 1.4 / 0.6, 2x2 0.9 / 0.4, 3x3
+    7.1 / 1.1.
     """
     (top, _), (left, _) = pads
     # On a CPU XLA cuts padding off in passing, which saves 6 ms of 365 of a step of resnet18, batch
@@ -65,13 +68,42 @@ def _max_by_windows(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.A
 
 def _max_by_slices(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
     """The maximum of all elements at the same place in their windows, place after place."""
-    return _max_and_place(x, window, stride, pads)[0]
+    places = [(i, j) for i in range(window) for j in range(window)]
+    return reduce(jnp.maximum, (_at_place(x, place, window, stride, pads) for place in places))
+
+
+def _at_place(
+    x: jax.Array, place: tuple[int, int], window: int, stride: int, pads: Pads
+) -> jax.Array:
+    """What each window has at that row and column of it; -inf where that is padding.
+
+    Each such slice is padded by itself, in passing; to pad the whole image takes XLA:CPU longer
+    than the maxima (8x112x112x64 3x3 stride 2: 4.3 ms together, so 0.8).
+    """
+    inside: list[slice] = [slice(None)] * 4
+    around = [(0, 0, 0)] * 4
+    for axis, offset, (before, after) in zip((1, 2), place, pads, strict=True):
+        size = x.shape[axis]
+        windows = (size + before + after - window) // stride + 1
+        shift = offset - before  # window n sees element n * stride + shift
+        first = max(0, -(shift // stride))
+        stop = min(windows, (size - 1 - shift) // stride + 1)
+        if stop <= first:  # all of it is padding
+            inside[axis], around[axis] = slice(0, 0), (windows, 0, 0)
+        else:
+            begin, end = first * stride + shift, (stop - 1) * stride + shift + 1
+            inside[axis], around[axis] = slice(begin, end, stride), (first, windows - stop, 0)
+    seen = x[tuple(inside)]
+    if not any(low or high for low, high, _ in around):
+        return seen
+    return jax.lax.pad(seen, jnp.array(-jnp.inf, x.dtype), around)
 
 
 def _max_and_place(
     x: jax.Array, window: int, stride: int, pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
     """The maximum of each window, and where in it the first one is: row * window + column."""
+    # All at once: with slices that are padded by themselves XLA:CPU takes three times as long here.
     x = jax.lax.pad(
         x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)]
     )
