@@ -68,6 +68,9 @@ def _max_by_windows(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.A
 
 def _max_by_slices(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
     """The maximum of all elements at the same place in their windows, place after place."""
+    if x.dtype != at_least_float32(x.dtype):
+        # XLA:CPU pads slices of a narrow type slowly: 8x112x112x64 in bfloat16 takes 35 ms more.
+        return _max_and_place(x, window, stride, pads)[0]
     places = [(i, j) for i in range(window) for j in range(window)]
     return reduce(jnp.maximum, (_at_place(x, place, window, stride, pads) for place in places))
 

@@ -122,6 +122,15 @@ def test_max_pools_of_explicitly_sharded_images(window: int) -> None:
     np.testing.assert_allclose(ours, gradient(x), atol=1e-6)
 
 
+@pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 1), (3, 1, 1), (2, 2, 0)])
+def test_max_pool_in_bfloat16_is_exact(window: int, stride: int, padding: int) -> None:
+    x = jnp.asarray(random_maps(2, 9, 8, 3), jnp.bfloat16)
+    ours = pooling.max_pool(x, window, stride, padding)
+    assert ours.dtype == jnp.bfloat16
+    exact = max_pool_by_loops(np.asarray(x, np.float32), window, stride, padding, False)
+    np.testing.assert_array_equal(ours.astype(jnp.float32), exact)
+
+
 def test_max_pool_of_a_large_window() -> None:
     x = random_maps(1, 19, 20, 2)
     for stride in (1, 17):
