@@ -7,8 +7,8 @@ Most of a network on a GPU is limited by memory, and what XLA keeps, copies or c
 in the program that it compiles. For that it needs a description of the device alone, which is here.
 Without the device it tries no algorithms: the convolutions' are not those that would run.
 
-Each kernel is taken to read its arguments and write its results once. The total over the device's
-bandwidth is a floor for what is not convolution. In bfloat16.
+Each kernel is taken to read its arguments and write its results once, whole: of what it reads in
+part that is too much. The total over the device's bandwidth is about the least time. In bfloat16.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def compiled(arch: str, mode: str, image_size: int, batch_size: int, num_classes
         described = topologies.get_topology_desc(
             "", platform="cuda", target_config=H100, topology="1x1x1"
         )
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # no plugin of that name has registered itself
         raise RuntimeError('no plugin for NVIDIA\'s GPUs; pip install -e ".[cuda]"') from error
     program = getattr(workloads, MODES[mode])
     return program(

@@ -177,6 +177,7 @@ def test_gradients_of_biases_are_summed_in_float32(size: int, strides: int, padd
     gradient = pullback(dy)[0]["params"]["bias"]
     assert gradient.dtype == jnp.float32
     exact = np.asarray(dy, float).sum((0, 1, 2))
+    # Float32 sums of at most 144 values; bfloat16 has eight bits.
     np.testing.assert_allclose(gradient, exact, rtol=1e-6, atol=1e-6)
 
 
