@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import cache
@@ -319,6 +319,37 @@ def arguments(*pairs: tuple[Argument, ctypes.c_void_p]) -> Any:
 def integers(values: Shape) -> Any:
     """As the library takes several."""
     return (ctypes.c_int64 * len(values))(*values)
+
+
+class Step:
+    """One primitive, with memories for its parts, in the order in which it is called."""
+
+    def __init__(
+        self,
+        made: Made,
+        description: ctypes.c_void_p,
+        parts: Sequence[tuple[Argument, ctypes.c_void_p]],
+    ) -> None:
+        library = made.library
+        scratchpad = library.chosen_layout(description, Query.SCRATCHPAD)
+        self._library, self._made = library, made
+        self._primitive = made.primitive(description)
+        self._memories = [made.memory(layout) for _, layout in parts]
+        self._scratchpad = made.memory(scratchpad)
+        self._scratchpad_size = library.size(scratchpad)
+        self._arguments = arguments(
+            *zip([argument for argument, _ in parts], self._memories, strict=True),
+            (Argument.SCRATCHPAD, self._scratchpad),
+        )
+
+    def run(self, addresses: Sequence[int]) -> None:
+        """Of one array for each part, in their order."""
+        place = self._library.place
+        with lock:
+            for memory, address in zip(self._memories, addresses, strict=True):
+                place(memory, address)
+            place(self._scratchpad, workspace(self._scratchpad_size))
+            self._library.execute(self._primitive, self._arguments)
 
 
 # ----------------------------------------------------------------------- memory for all of them

@@ -16,7 +16,7 @@ import numpy as np
 from flaxcnn import onednn, xla_handlers
 from flaxcnn.bilinear import Shape
 from flaxcnn.moments import normalised_plainly
-from flaxcnn.onednn import Argument, Made, Query
+from flaxcnn.onednn import Argument, Made, Query, Step
 from flaxcnn.onednn_convolution import image_layout
 
 _VALUE, _GRADIENT = "flaxcnn_onednn_norm", "flaxcnn_onednn_norm_gradient"
@@ -88,7 +88,7 @@ def _handle_value(
     mean, var = given or found[:2]
     norm.check_signs(results[1 if given else 3 :])
     step = norm.by_statistics if given else norm.value
-    step.run([*arguments, *results])
+    step.run([buffer.address for buffer in (*arguments, *results)])
     norm.spread_nan(y, [mean, var, scale, bias])
 
 
@@ -99,7 +99,7 @@ def _handle_gradient(
 ) -> None:
     norm = _norm_of(arguments, numbers)
     norm.check_signs(arguments[5:])
-    norm.gradient.run([*arguments, *results])
+    norm.gradient.run([buffer.address for buffer in (*arguments, *results)])
 
 
 xla_handlers.register(_VALUE, _handle_value)
@@ -144,9 +144,9 @@ class _Norm:
         operands = [(Argument.SOURCE, x), (Argument.SCALE, channel), (Argument.SHIFT, channel)]
         target = (Argument.TARGET, x)
         # In the order in which JAX has operands and results.
-        self.value = _Step(made, forward, [*operands, target, *statistics, *signs])
-        self.by_statistics = _Step(made, given, [*operands, *statistics, target, *signs])
-        self.gradient = _Step(
+        self.value = Step(made, forward, [*operands, target, *statistics, *signs])
+        self.by_statistics = Step(made, given, [*operands, *statistics, target, *signs])
+        self.gradient = Step(
             made,
             gradient,
             [
@@ -187,36 +187,6 @@ class _Norm:
                 return
         images = as_array(self._images.from_address(y.address)).reshape(self._shape)
         images[..., ~np.isfinite(total)] = np.nan
-
-
-class _Step:
-    """One primitive, with its memories in the order in which it is called."""
-
-    def __init__(
-        self,
-        made: Made,
-        description: ctypes.c_void_p,
-        parts: Sequence[tuple[Argument, ctypes.c_void_p]],
-    ) -> None:
-        library = made.library
-        scratchpad = library.chosen_layout(description, Query.SCRATCHPAD)
-        self._library, self._made = library, made
-        self._primitive = made.primitive(description)
-        self._memories = [made.memory(layout) for _, layout in parts]
-        self._scratchpad = made.memory(scratchpad)
-        self._scratchpad_size = library.size(scratchpad)
-        self._arguments = onednn.arguments(
-            *zip([argument for argument, _ in parts], self._memories, strict=True),
-            (Argument.SCRATCHPAD, self._scratchpad),
-        )
-
-    def run(self, buffers: Sequence[xla_handlers.Buffer]) -> None:
-        place = self._library.place
-        with onednn.lock:
-            for memory, buffer in zip(self._memories, buffers, strict=True):
-                place(memory, buffer.address)
-            place(self._scratchpad, onednn.workspace(self._scratchpad_size))
-            self._library.execute(self._primitive, self._arguments)
 
 
 @lru_cache(maxsize=2048)

@@ -9,15 +9,14 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from flaxcnn import pooling
+from flaxcnn import max_places, pooling
+from flaxcnn.max_places import Pads, Windows
 
 # The same maxima; their gradient is woven from another element of the padded image on.
 BY_PLACES: dict[str, Any] = {
-    "on a CPU": lambda x, window, stride, pads: pooling._max_by_places(
-        x, window, stride, pads, (0, 0)
-    ),
-    "on a GPU": lambda x, window, stride, pads: pooling._max_by_places(
-        x, window, stride, pads, (pads[0][0], pads[1][0])
+    "on a CPU": lambda x, windows: pooling._max_by_places(x, windows, (0, 0)),
+    "on a GPU": lambda x, windows: pooling._max_by_places(
+        x, windows, (windows.pads[0][0], windows.pads[1][0])
     ),
 }
 
@@ -67,44 +66,44 @@ def test_max_pool(
 @pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 3), (3, 2), (3, 1), (2, 3)])
 @pytest.mark.parametrize("where", ["on a CPU", "on a GPU"])
 def test_our_max_pool_has_the_plain_ones_gradient(
-    where: str, window: int, stride: int, pads: pooling.Pads
+    where: str, window: int, stride: int, pads: Pads
 ) -> None:
     """Bit for bit, ties included: small integers, of which many windows hold equal ones."""
+    windows = Windows(window, stride, pads)
     x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (2, 9, 8, 3)), jnp.float32)
 
     def value_and_gradient(pool: Any) -> tuple[jax.Array, jax.Array]:
-        y, pullback = jax.vjp(lambda x: pool(x, window, stride, pads), x)
+        y, pullback = jax.vjp(lambda x: pool(x, windows), x)
         return y, pullback(jnp.asarray(random_maps(*y.shape)))[0]
 
     ours = value_and_gradient(BY_PLACES[where])
     plain = value_and_gradient(pooling._max_by_windows)
     np.testing.assert_array_equal(ours[0], plain[0])
-    np.testing.assert_array_equal(BY_PLACES[where](x, window, stride, pads), plain[0])
+    np.testing.assert_array_equal(BY_PLACES[where](x, windows), plain[0])
     np.testing.assert_allclose(ours[1], plain[1], atol=1e-6)  # overlapping windows' sums
 
 
 @pytest.mark.parametrize("where", ["on a CPU", "on a GPU"])
 @pytest.mark.parametrize("pads", [((1, 2), (2, 0)), ((0, 1), (0, 0))])
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (3, 1), (5, 3), (3, 3)])
-def test_other_derivatives_of_max_pools(
-    window: int, stride: int, pads: pooling.Pads, where: str
-) -> None:
+def test_other_derivatives_of_max_pools(window: int, stride: int, pads: Pads, where: str) -> None:
     """Forward, of several images by vmap, and of a gradient, in float64."""
+    windows = Windows(window, stride, pads)
 
     def derivatives(pool: Any) -> Any:
         def loss(x: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.sin(pool(x, window, stride, pads)) ** 2)
+            return jnp.sum(jnp.sin(pool(x, windows)) ** 2)
 
         x, dx = (jnp.asarray(random_maps(2, 9, 8, 3), float) for _ in range(2))
         return (
-            jax.jvp(lambda x: pool(x, window, stride, pads), (x,), (jnp.cos(dx),)),
+            jax.jvp(lambda x: pool(x, windows), (x,), (jnp.cos(dx),)),
             jax.vmap(jax.grad(loss))(jnp.stack([x, x[::-1]])),
             jax.jvp(jax.grad(loss), (x,), (jnp.cos(dx),)),
             jax.grad(jax.checkpoint(loss))(x),
         )
 
     with jax.enable_x64(True):
-        ours, slices = map(derivatives, (BY_PLACES[where], pooling._max_by_slices))
+        ours, slices = map(derivatives, (BY_PLACES[where], max_places.maxima))
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(slices), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
@@ -142,7 +141,8 @@ def test_max_pool_passes_nan_on() -> None:
     for window, stride in ((3, 1), (3, 2)):
         x = random_maps(1, 5, 5, 1)
         x[0, 2, 2] = np.nan
-        ours = BY_PLACES["on a CPU"](jnp.asarray(x), window, stride, ((0, 0), (0, 0)))
+        windows = Windows(window, stride, ((0, 0), (0, 0)))
+        ours = BY_PLACES["on a CPU"](jnp.asarray(x), windows)
         assert np.isnan(ours).all()
     for place in range(4):
         x = np.zeros((1, 2, 2, 1), "float32")

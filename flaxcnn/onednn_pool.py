@@ -1,0 +1,169 @@
+"""Max pools as oneDNN computes them on a CPU: the maxima and their places, and back.
+
+In float32. The library numbers the places of a window as `max_places` does; what it makes of NaN
+and of -inf is its own, so that images with any are left to NumPy.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxcnn import onednn, xla_handlers
+from flaxcnn.bilinear import Shape
+from flaxcnn.max_places import Windows
+from flaxcnn.onednn import Argument, Made, Query, Step
+from flaxcnn.onednn_convolution import image_layout
+
+_MAXIMA, _AT_PLACES = "flaxcnn_onednn_max_pool", "flaxcnn_onednn_at_places"
+
+
+# ---------------------------------------------------------------------------------------- for JAX
+def suits(shape: Shape, windows: Windows) -> bool:
+    """Whether the library has such a pool: places below 256, and no window of padding alone."""
+    if math.prod(shape) == 0 or windows.place_type != np.uint8:
+        return False
+    counts = windows.along(*shape[1:3])
+    return min(counts) > 0 and all(
+        max(before, after) < windows.size and (count - 1) * windows.stride - before < size
+        for size, count, (before, after) in zip(shape[1:3], counts, windows.pads, strict=True)
+    )
+
+
+def maxima(x: jax.Array, *, windows: Windows, with_places: bool) -> list[jax.Array]:
+    """[N, H, W, C] -> [N, H', W', C] and, if wanted, the places, uint8 [N, H', W', C]."""
+    shape = (x.shape[0], *windows.along(*x.shape[1:3]), x.shape[3])
+    results = [jax.ShapeDtypeStruct(shape, x.dtype)]
+    if with_places:
+        results.append(jax.ShapeDtypeStruct(shape, np.uint8))
+    return list(jax.ffi.ffi_call(_MAXIMA, results)(x, numbers=_numbers(windows)))
+
+
+def at_places(
+    place: jax.Array, y: jax.Array, *, windows: Windows, image: tuple[int, int]
+) -> jax.Array:
+    """As `max_places.at_places`."""
+    result = jax.ShapeDtypeStruct((y.shape[0], *image, y.shape[3]), y.dtype)
+    called: jax.Array = jax.ffi.ffi_call(_AT_PLACES, result)(place, y, numbers=_numbers(windows))
+    return called
+
+
+def _numbers(windows: Windows) -> np.ndarray:
+    (top, bottom), (left, right) = windows.pads
+    return np.array((windows.size, windows.stride, top, bottom, left, right), np.int64)
+
+
+def _windows(numbers: Sequence[int]) -> Windows:
+    size, stride, top, bottom, left, right = numbers
+    return Windows(size, stride, ((top, bottom), (left, right)))
+
+
+def _handle_maxima(
+    arguments: list[xla_handlers.Buffer],
+    results: list[xla_handlers.Buffer],
+    numbers: tuple[int, ...],
+) -> None:
+    (x,) = arguments
+    pool = _pool(x.shape, _windows(numbers))
+    with np.errstate(invalid="ignore"):
+        # The library begins with the least number: padding is that, to it.
+        usual = _array(x, np.float32).min() > np.finfo(np.float32).min
+    if not usual:
+        _by_numpy(x, results, pool.windows)
+        return
+    step = pool.maxima if len(results) > 1 else pool.maxima_alone
+    step.run([buffer.address for buffer in (x, *results)])
+
+
+def _handle_at_places(
+    arguments: list[xla_handlers.Buffer],
+    results: list[xla_handlers.Buffer],
+    numbers: tuple[int, ...],
+) -> None:
+    place, y = arguments
+    (image,) = results
+    _pool(image.shape, _windows(numbers)).at_places.run(
+        [buffer.address for buffer in (place, y, image)]
+    )
+
+
+xla_handlers.register(_MAXIMA, _handle_maxima)
+xla_handlers.register(_AT_PLACES, _handle_at_places)
+
+
+def _array(buffer: xla_handlers.Buffer, dtype: Any) -> np.ndarray:
+    """XLA's own memory."""
+    size = math.prod(buffer.shape) * np.dtype(dtype).itemsize
+    memory = (ctypes.c_char * size).from_address(buffer.address)
+    return np.frombuffer(memory, dtype).reshape(buffer.shape)
+
+
+def _by_numpy(x: xla_handlers.Buffer, results: list[xla_handlers.Buffer], windows: Windows) -> None:
+    """As `max_places.maxima_and_places`."""
+    around = ((0, 0), *windows.pads, (0, 0))
+    padded = np.pad(_array(x, np.float32), around, constant_values=-np.inf)
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (windows.size,) * 2, axis=(1, 2))
+    seen = seen[:, :: windows.stride, :: windows.stride]
+    seen = seen.reshape(*seen.shape[:4], -1)
+    _array(results[0], np.float32)[...] = seen.max(-1)  # a NaN wins
+    if len(results) > 1:
+        _array(results[1], np.uint8)[...] = seen.argmax(-1)
+
+
+# ------------------------------------------------------------------------------------- by oneDNN
+_TRAINING, _INFERENCE = 64, 96  # dnnl_prop_kind_t
+_MAX = 0x1FF  # dnnl_pooling_max
+
+
+class _Pool:
+    """The primitives of one shape."""
+
+    def __init__(self, shape: Shape, windows: Windows) -> None:
+        self.windows = windows
+        pooled = (shape[0], *windows.along(*shape[1:3]), shape[3])
+        low, high = zip(*windows.pads, strict=True)
+        square = ((windows.stride,) * 2, (windows.size,) * 2)
+        geometry = [onednn.integers(values) for values in (*square, (0, 0), low, high)]
+        made = Made()
+        x, y = made.layout(*image_layout(shape)), made.layout(*image_layout(pooled))
+        engine, attributes = made.library.engine, made.attributes()
+
+        def forward(purpose: int) -> ctypes.c_void_p:
+            return made(
+                "primitive_desc",
+                "pooling_forward_primitive_desc_create",
+                *(engine, purpose, _MAX, x, y, *geometry, attributes),
+            )
+
+        training = forward(_TRAINING)
+        gradient = made(
+            "primitive_desc",
+            "pooling_backward_primitive_desc_create",
+            *(engine, _MAX, x, y, *geometry, training, attributes),
+        )
+        places = made.library.chosen_layout(training, Query.WORKSPACE)
+        if made.library.size(places) != math.prod(pooled):
+            raise RuntimeError("oneDNN keeps the places of a max pool otherwise than in bytes")
+        maxima = [(Argument.SOURCE, x), (Argument.TARGET, y)]
+        # In the order in which JAX has operands and results.
+        self.maxima = Step(made, training, [*maxima, (Argument.WORKSPACE, places)])
+        self.maxima_alone = Step(made, forward(_INFERENCE), maxima)
+        self.at_places = Step(
+            made,
+            gradient,
+            [
+                (Argument.WORKSPACE, places),
+                (Argument.TARGET_GRADIENT, y),
+                (Argument.SOURCE_GRADIENT, x),
+            ],
+        )
+
+
+@lru_cache(maxsize=2048)
+def _pool(shape: Shape, windows: Windows) -> _Pool:
+    with onednn.lock:
+        return _Pool(shape, windows)

@@ -1,0 +1,137 @@
+"""Max pools as JAX's primitives: the maxima, and what their derivatives are.
+
+On arrays [N, H, W, C], in float32. Three primitives: the maxima, with the place of each in its
+window if a derivative wants it; what an image has at those places, which is how the maxima change
+with it; and the transpose of that, an image with values at those places, which is the gradient.
+On a CPU oneDNN computes the first and the last (`onednn_pool`). The rest, forward-mode derivatives
+and a further axis by `jax.vmap`, is written in JAX's own functions (`max_places`).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from flaxcnn import max_places, onednn_pool
+from flaxcnn.bilinear import evaluation, varying_alike
+from flaxcnn.max_places import Windows
+
+
+def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
+    """[N, H, W, C] -> [N, H', W', C]; of equal values in a window the first has the gradient."""
+    y: jax.Array = _maxima.bind(x, windows=windows, with_places=False)[0]
+    return y
+
+
+# ------------------------------------------------------------------------------- in JAX's functions
+def _maxima_plainly(x: jax.Array, *, windows: Windows, with_places: bool) -> list[jax.Array]:
+    if with_places:
+        return list(max_places.maxima_and_places(x, windows))
+    return [max_places.maxima(x, windows)]
+
+
+def _of_places_plainly(place: jax.Array, x: jax.Array, *, windows: Windows) -> jax.Array:
+    return max_places.of_places(place, x, windows)
+
+
+def _at_places_plainly(
+    place: jax.Array, y: jax.Array, *, windows: Windows, image: tuple[int, int]
+) -> jax.Array:
+    return max_places.at_places(place, y, windows, image)
+
+
+# ----------------------------------------------------------------------------------- the primitives
+_maxima = Primitive("onednn_max_pool")  # of x: y, and with places those
+_maxima.multiple_results = True
+_of_places = Primitive("onednn_of_places")  # of places and x
+_at_places = Primitive("onednn_at_places")  # of places and y
+
+
+@_maxima.def_abstract_eval
+def _maxima_abstract(x: Any, *, windows: Windows, with_places: bool) -> Any:
+    if x.dtype != np.float32:
+        raise TypeError(f"a max pool by oneDNN is of float32 alone, not {x.dtype}")
+    shape = (x.shape[0], *windows.along(*x.shape[1:3]), x.shape[3])
+    y = x.update(shape=shape, weak_type=False)
+    return [y, y.update(dtype=np.dtype(np.uint8))] if with_places else [y]
+
+
+@_of_places.def_abstract_eval
+def _of_places_abstract(place: Any, x: Any, *, windows: Windows) -> Any:
+    del windows
+    return x.update(shape=place.shape, weak_type=False)
+
+
+@_at_places.def_abstract_eval
+def _at_places_abstract(place: Any, y: Any, *, windows: Windows, image: tuple[int, int]) -> Any:
+    del windows
+    return y.update(shape=(place.shape[0], *image, place.shape[3]), weak_type=False)
+
+
+def _maxima_derived(primals: Any, tangents: Any, *, windows: Windows, with_places: bool) -> Any:
+    y, place = _maxima.bind(*primals, windows=windows, with_places=True)
+    dx = ad.instantiate_zeros(tangents[0])
+    dy = _of_places.bind(*varying_alike(place, dx), windows=windows)
+    if not with_places:
+        return [y], [dy]
+    return [y, place], [dy, ad.Zero(jax.typeof(place).to_tangent_aval())]
+
+
+def _linear(primitive: Primitive) -> Any:
+    """The derivative of a primitive by its second operand."""
+
+    def rule(primals: Any, tangents: Any, **parameters: Any) -> Any:
+        place, values = primals
+        change = ad.instantiate_zeros(tangents[1])
+        changed = primitive.bind(*varying_alike(place, change), **parameters)
+        return primitive.bind(place, values, **parameters), changed
+
+    return rule
+
+
+def _of_places_transposed(dy: Any, place: Any, x: Any, *, windows: Windows) -> list[Any]:
+    if type(dy) is ad.Zero:
+        return [None, None]
+    operands = varying_alike(place, dy)
+    return [None, _at_places.bind(*operands, windows=windows, image=x.aval.shape[1:3])]
+
+
+def _at_places_transposed(
+    dx: Any, place: Any, _y: Any, *, windows: Windows, image: tuple[int, int]
+) -> list[Any]:
+    del image
+    if type(dx) is ad.Zero:
+        return [None, None]
+    return [None, _of_places.bind(*varying_alike(place, dx), windows=windows)]
+
+
+def _batched(plainly: Any) -> Any:
+    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
+        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
+        return results, jax.tree.map(lambda _: 0, results)
+
+    return rule
+
+
+for _primitive, _plainly in (
+    (_maxima, _maxima_plainly),
+    (_of_places, _of_places_plainly),
+    (_at_places, _at_places_plainly),
+):
+    _parameters = ("windows", "with_places", "image")
+    _primitive.def_impl(evaluation(_primitive.bind, _plainly, _parameters))
+    batching.primitive_batchers[_primitive] = _batched(_plainly)
+    # Also for a program of several platforms, as `bilinear` has it.
+    _lowering = mlir.lower_fun(_plainly, multiple_results=_primitive.multiple_results)
+    mlir.register_lowering(_primitive, _lowering)
+ad.primitive_jvps[_maxima] = _maxima_derived
+ad.primitive_jvps[_of_places] = _linear(_of_places)
+ad.primitive_jvps[_at_places] = _linear(_at_places)
+ad.primitive_transposes[_of_places] = _of_places_transposed
+ad.primitive_transposes[_at_places] = _at_places_transposed
+for _primitive, _on_cpu in ((_maxima, onednn_pool.maxima), (_at_places, onednn_pool.at_places)):
+    _lowering = mlir.lower_fun(_on_cpu, multiple_results=_primitive.multiple_results)
+    mlir.register_lowering(_primitive, _lowering, platform="cpu")

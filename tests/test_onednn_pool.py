@@ -1,0 +1,177 @@
+"""Max pools by oneDNN against those in JAX's own functions, with all their derivatives."""
+
+import platform
+import sys
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from flaxcnn import max_places, onednn, onednn_pool, pool_primitives, pooling
+from flaxcnn.max_places import Windows
+
+# Where the package is built for, it is a dependency: that it cannot be loaded there is a failure.
+if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    pytest.skip(f"{onednn.PACKAGE} is for x86-64 Linux", allow_module_level=True)
+
+NONE = ((0, 0), (0, 0))
+CASES = [
+    Windows(2, 2, NONE),
+    Windows(3, 2, ((1, 1), (1, 1))),
+    Windows(3, 2, ((0, 1), (0, 0))),
+    Windows(3, 1, ((1, 1), (1, 1))),
+    Windows(3, 1, ((2, 0), (0, 1))),
+    Windows(2, 3, ((0, 1), (0, 0))),
+    Windows(5, 3, ((2, 1), (1, 2))),
+    Windows(4, 2, ((1, 2), (0, 3))),
+]
+by_jax = partial(pooling._max_by_places, begin=(0, 0))
+
+
+def with_ties(*shape: int) -> jax.Array:
+    """Small integers, of which many windows hold equal ones."""
+    return jnp.asarray(np.random.default_rng(0).integers(-2, 3, shape), jnp.float32)
+
+
+def random(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("windows", CASES)
+@pytest.mark.parametrize("channels", [1, 3, 16, 24])
+def test_maxima_and_places_are_the_same(windows: Windows, channels: int) -> None:
+    x = with_ties(2, 9, 8, channels)
+    assert onednn_pool.suits(x.shape, windows)
+    expected = max_places.maxima_and_places(x, windows)
+    ours = pool_primitives._maxima.bind(x, windows=windows, with_places=True)
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(pool_primitives.max_pool(x, windows), expected[0])
+
+
+@pytest.mark.parametrize("windows", CASES)
+@pytest.mark.parametrize("channels", [3, 16])
+def test_the_gradient_is_the_same(windows: Windows, channels: int) -> None:
+    x = with_ties(2, 9, 8, channels)
+
+    def gradient(pool: Any) -> jax.Array:
+        y, pullback = jax.vjp(lambda x: pool(x, windows), x)
+        return jnp.asarray(pullback(random(*y.shape))[0])
+
+    # Where windows overlap their gradients are added in another order: at most 25 of size 3.
+    tolerance = 0 if windows.stride >= windows.size else 1e-5
+    ours = gradient(pool_primitives.max_pool)
+    np.testing.assert_allclose(ours, gradient(by_jax), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("windows", CASES)
+def test_other_derivatives(windows: Windows) -> None:
+    """Forward, by vmap, of a gradient, of a gradient's gradient, and with rematerialisation."""
+    x, dx = random(2, 9, 8, 16), with_ties(2, 9, 8, 16)
+
+    def derivatives(pool: Any) -> Any:
+        def loss(x: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.sin(pool(x, windows)) ** 2)
+
+        def of_gradient(x: jax.Array) -> jax.Array:
+            return jnp.sum(jax.grad(loss)(x) ** 2)
+
+        return (
+            jax.jvp(lambda x: pool(x, windows), (x,), (dx,)),
+            jax.linearize(lambda x: pool(x, windows), x)[1](dx),
+            jax.vmap(jax.grad(loss))(jnp.stack([x, x[::-1]])),
+            jax.vmap(partial(pool, windows=windows), 1, 1)(x[:, None]),
+            jax.jvp(jax.grad(loss), (x,), (dx,)),
+            jax.jit(jax.grad(of_gradient))(x),
+            jax.grad(jax.checkpoint(loss))(x),
+        )
+
+    ours, plain = map(derivatives, (pool_primitives.max_pool, by_jax))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        # Sums of up to 25 windows' float32 values below 10, in another order.
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf, np.finfo(np.float32).min])
+@pytest.mark.parametrize("windows", CASES)
+def test_what_is_not_finite_is_as_it_was(windows: Windows, value: float) -> None:
+    """Alone, and in whole windows: the library makes something else of NaN and of -inf."""
+    x = np.array(random(2, 9, 8, 16))
+    x[0, 4, 4, 3] = x[0, :, :, 5] = x[1, :6, :6, 7] = value
+    expected = max_places.maxima_and_places(jnp.asarray(x), windows)
+    ours = pool_primitives._maxima.bind(x, windows=windows, with_places=True)
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(pool_primitives.max_pool(x, windows), expected[0])
+
+
+def test_what_it_suits() -> None:
+    assert onednn_pool.suits((1, 16, 16, 3), Windows(15, 1, NONE))
+    assert not onednn_pool.suits((1, 16, 16, 3), Windows(16, 1, NONE))  # 256 places
+    assert not onednn_pool.suits((0, 8, 8, 3), Windows(2, 2, NONE))
+    assert not onednn_pool.suits((1, 1, 8, 3), Windows(2, 2, NONE))  # no window
+    assert not onednn_pool.suits((1, 8, 8, 3), Windows(2, 2, ((0, 2), (0, 0))))  # of padding alone
+    assert not onednn_pool.suits((1, 8, 8, 3), Windows(2, 2, ((2, 0), (0, 0))))
+    assert not onednn_pool.suits((1, 8, 8, 3), Windows(2, 3, ((0, 0), (0, 3))))
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 1), (3, 1, 1), (2, 2, 0)])
+def test_max_pool_calls_it_both_ways(window: int, stride: int, padding: int) -> None:
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: jnp.sum(pooling.max_pool(x, window, stride, padding) ** 2))(x)
+
+    image = jax.ShapeDtypeStruct((2, 9, 8, 3), jnp.float32)
+    text = jax.jit(gradient).lower(image).as_text()
+    assert text.count(onednn_pool._MAXIMA) == text.count(onednn_pool._AT_PLACES) == 1
+    narrow = jax.ShapeDtypeStruct((2, 9, 8, 3), jnp.bfloat16)
+    assert "flaxcnn_onednn" not in jax.jit(gradient).lower(narrow).as_text()
+
+
+def test_switched_off_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = jax.ShapeDtypeStruct((2, 9, 8, 3), jnp.float32)
+
+    def lowered() -> str:
+        return jax.jit(lambda x: pooling.max_pool(x, 2, 2)).lower(image).as_text()
+
+    for module, name, value in ((pooling, "PLAIN", True), (onednn, "available", lambda: False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            jax.clear_caches()
+            assert "flaxcnn_onednn" not in lowered()
+    jax.clear_caches()
+    assert "flaxcnn_onednn" in lowered()
+
+
+def test_other_types_are_refused() -> None:
+    with pytest.raises(TypeError, match="float32 alone, not bfloat16"):
+        pool_primitives.max_pool(jnp.zeros((1, 4, 4, 3), jnp.bfloat16), CASES[0])
+
+
+def test_without_jit() -> None:
+    x = random(2, 9, 8, 3)
+    with jax.disable_jit():
+        y, pullback = jax.vjp(lambda x: pool_primitives.max_pool(x, CASES[1]), x)
+        (dx,) = pullback(y)
+    plain, plain_pullback = jax.vjp(lambda x: by_jax(x, CASES[1]), x)
+    np.testing.assert_array_equal(y, plain)
+    np.testing.assert_allclose(dx, plain_pullback(plain)[0], rtol=0, atol=1e-5)
+
+
+def test_shard_map() -> None:
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    x = random(8, 9, 8, 16)
+
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: jnp.sum(jnp.sin(pooling.max_pool(x, 3, 2, 1))))(x)
+
+    def changes(x: jax.Array) -> jax.Array:
+        return jax.jvp(lambda x: pooling.max_pool(x, 3, 2, 1), (x,), (jnp.cos(x),))[1]
+
+    for function in (gradient, changes):
+        split = jax.shard_map(function, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+        np.testing.assert_allclose(jax.jit(split)(x), function(x), rtol=0, atol=1e-5)
