@@ -34,12 +34,10 @@ def suits(shape: Shape, windows: Windows) -> bool:
     )
 
 
-def maxima(x: jax.Array, *, windows: Windows, with_places: bool) -> list[jax.Array]:
-    """[N, H, W, C] -> [N, H', W', C] and, if wanted, the places, uint8 [N, H', W', C]."""
+def maxima_and_places(x: jax.Array, *, windows: Windows) -> list[jax.Array]:
+    """As `max_places.maxima_and_places`."""
     shape = (x.shape[0], *windows.along(*x.shape[1:3]), x.shape[3])
-    results = [jax.ShapeDtypeStruct(shape, x.dtype)]
-    if with_places:
-        results.append(jax.ShapeDtypeStruct(shape, np.uint8))
+    results = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (x.dtype, np.uint8)]
     return list(jax.ffi.ffi_call(_MAXIMA, results)(x, numbers=_numbers(windows)))
 
 
@@ -75,8 +73,7 @@ def _handle_maxima(
     if not usual:
         _by_numpy(x, results, pool.windows)
         return
-    step = pool.maxima if len(results) > 1 else pool.maxima_alone
-    step.run([buffer.address for buffer in (x, *results)])
+    pool.maxima.run([buffer.address for buffer in (x, *results)])
 
 
 def _handle_at_places(
@@ -110,12 +107,11 @@ def _by_numpy(x: xla_handlers.Buffer, results: list[xla_handlers.Buffer], window
     seen = seen[:, :: windows.stride, :: windows.stride]
     seen = seen.reshape(*seen.shape[:4], -1)
     _array(results[0], np.float32)[...] = seen.max(-1)  # a NaN wins
-    if len(results) > 1:
-        _array(results[1], np.uint8)[...] = seen.argmax(-1)
+    _array(results[1], np.uint8)[...] = seen.argmax(-1)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN
-_TRAINING, _INFERENCE = 64, 96  # dnnl_prop_kind_t
+_TRAINING = 64  # dnnl_prop_kind_t
 _MAX = 0x1FF  # dnnl_pooling_max
 
 
@@ -132,14 +128,11 @@ class _Pool:
         x, y = made.layout(*image_layout(shape)), made.layout(*image_layout(pooled))
         engine, attributes = made.library.engine, made.attributes()
 
-        def forward(purpose: int) -> ctypes.c_void_p:
-            return made(
-                "primitive_desc",
-                "pooling_forward_primitive_desc_create",
-                *(engine, purpose, _MAX, x, y, *geometry, attributes),
-            )
-
-        training = forward(_TRAINING)
+        training = made(
+            "primitive_desc",
+            "pooling_forward_primitive_desc_create",
+            *(engine, _TRAINING, _MAX, x, y, *geometry, attributes),
+        )
         gradient = made(
             "primitive_desc",
             "pooling_backward_primitive_desc_create",
@@ -148,10 +141,12 @@ class _Pool:
         places = made.library.chosen_layout(training, Query.WORKSPACE)
         if made.library.size(places) != math.prod(pooled):
             raise RuntimeError("oneDNN keeps the places of a max pool otherwise than in bytes")
-        maxima = [(Argument.SOURCE, x), (Argument.TARGET, y)]
         # In the order in which JAX has operands and results.
-        self.maxima = Step(made, training, [*maxima, (Argument.WORKSPACE, places)])
-        self.maxima_alone = Step(made, forward(_INFERENCE), maxima)
+        self.maxima = Step(
+            made,
+            training,
+            [(Argument.SOURCE, x), (Argument.TARGET, y), (Argument.WORKSPACE, places)],
+        )
         self.at_places = Step(
             made,
             gradient,

@@ -52,7 +52,7 @@ def _max_by_platform(x: jax.Array, windows: Windows) -> jax.Array:
     On an H100, jaxlib 0.11.2, bfloat16: 128x112x112x64 3x3 stride 2 1.4 / 0.6, 2x2 0.9 / 0.4, 3x3
     7.1 / 1.1. By places / by oneDNN, on 2 cores of an EPYC (family 25, model 17), float32:
     8x112x112x64 3x3 stride 2 13 / 4.6, 8x56x56x192 3x3 stride 2 11 / 5.4, 8x14x14x512 3x3
-    2.9 / 1.3; forward alone they are alike, but for small ones: 1x28x28x192 3x3 0.24 / 0.06.
+    2.9 / 1.3.
     """
     (top, _), (left, _) = windows.pads
     library = x.dtype == jnp.float32 and onednn.available() and onednn_pool.suits(x.shape, windows)
