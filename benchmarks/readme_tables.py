@@ -59,15 +59,21 @@ class Compared(NamedTuple):
     precision: str
 
 
-def versus_torchvision() -> str:
+def versus_torchvision(device: str = "cpu") -> str:
     """How many times as long as the fastest torch: one row per network, one column per work."""
-    cases = {case: times for case, times in _compared().items() if case.precision == "float32"}
+    compared = _compared(device)
+    cases = {case: times for case, times in compared.items() if case.precision == "float32"}
     columns = sorted({_work(case) for case in cases}, key=_order_of_work)
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for arch in dict.fromkeys(case.arch for case in cases):
         cells = {_work(case): _cell(times) for case, times in cases.items() if case.arch == arch}
         lines.append(f"| {arch} | {' | '.join(cells.get(work, '') for work in columns)} |")
     return "\n".join(lines)
+
+
+def versus_epyc() -> str:
+    """As `versus_torchvision`, on another processor."""
+    return versus_torchvision("epyc")
 
 
 def versus_plain() -> str:
@@ -416,6 +422,7 @@ TABLES = {
     "costs_compared": costs_compared,
     "memory": memory,
     "versus_torchvision": versus_torchvision,
+    "versus_epyc": versus_epyc,
     "versus_plain": versus_plain,
     "versus_bfloat16": versus_bfloat16,
     "versus_gpu": versus_gpu,

@@ -117,6 +117,16 @@ def evaluation(
     return evaluate
 
 
+def batched(plainly: Callable[..., Any]) -> Callable[..., Any]:
+    """How a primitive takes a further axis of `jax.vmap`: plainly."""
+
+    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
+        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
+        return results, jax.tree.map(lambda _: 0, results)
+
+    return rule
+
+
 def explicitly_sharded(*arrays: jax.Array) -> bool:
     """Whether their types say how they are spread over a mesh, as these primitives' cannot."""
     return any(jax.typeof(array).sharding.mesh.explicit_axes for array in arrays)

@@ -19,7 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from flaxcnn import onednn_norm
-from flaxcnn.bilinear import evaluation, varying_alike
+from flaxcnn.bilinear import batched, evaluation, varying_alike
 from flaxcnn.moments import Normalised, normalised_plainly
 
 _AXES = (0, 1, 2)
@@ -151,21 +151,13 @@ def _derived(plainly: Any) -> Any:
     return rule
 
 
-def _batched(plainly: Any) -> Any:
-    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
-        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
-        return results, jax.tree.map(lambda _: 0, results)
-
-    return rule
-
-
 for _primitive, _plainly in (
     (_value, _value_plainly),
     (_tangent, _tangent_plainly),
     (_gradient, _gradient_plainly),
 ):
     _primitive.def_impl(evaluation(_primitive.bind, _plainly, ("epsilon", "relu")))
-    batching.primitive_batchers[_primitive] = _batched(_plainly)
+    batching.primitive_batchers[_primitive] = batched(_plainly)
     # Also for a program of several platforms, as `bilinear` has it.
     mlir.register_lowering(
         _primitive, mlir.lower_fun(_plainly, multiple_results=_primitive.multiple_results)

@@ -65,15 +65,15 @@ def _handle_maxima(
     results: list[xla_handlers.Buffer],
     numbers: tuple[int, ...],
 ) -> None:
-    (x,) = arguments
-    pool = _pool(x.shape, _windows(numbers))
+    (x,), (y, place) = arguments, results
+    pool = _pool_of(x, y, place, numbers)
     with np.errstate(invalid="ignore"):
         # The library begins with the least number: padding is that, to it.
         usual = _array(x, np.float32).min() > np.finfo(np.float32).min
-    if not usual:
-        _by_numpy(x, results, pool.windows)
-        return
-    pool.maxima.run([buffer.address for buffer in (x, *results)])
+    if usual:
+        pool.maxima.run([x.address, y.address, place.address])
+    else:
+        _by_numpy(x, y, place, pool.windows)
 
 
 def _handle_at_places(
@@ -81,11 +81,20 @@ def _handle_at_places(
     results: list[xla_handlers.Buffer],
     numbers: tuple[int, ...],
 ) -> None:
-    place, y = arguments
-    (image,) = results
-    _pool(image.shape, _windows(numbers)).at_places.run(
-        [buffer.address for buffer in (place, y, image)]
-    )
+    (place, y), (image,) = arguments, results
+    pool = _pool_of(image, y, place, numbers)
+    pool.at_places.run([place.address, y.address, image.address])
+
+
+def _pool_of(
+    image: xla_handlers.Buffer,
+    y: xla_handlers.Buffer,
+    place: xla_handlers.Buffer,
+    numbers: Sequence[int],
+) -> "_Pool":
+    if place.shape != y.shape:  # the library would go behind its end
+        raise ValueError(f"places {place.shape} of maxima {y.shape}")
+    return _pool(image.shape, y.shape, _windows(numbers))
 
 
 xla_handlers.register(_MAXIMA, _handle_maxima)
@@ -99,15 +108,17 @@ def _array(buffer: xla_handlers.Buffer, dtype: Any) -> np.ndarray:
     return np.frombuffer(memory, dtype).reshape(buffer.shape)
 
 
-def _by_numpy(x: xla_handlers.Buffer, results: list[xla_handlers.Buffer], windows: Windows) -> None:
+def _by_numpy(
+    x: xla_handlers.Buffer, y: xla_handlers.Buffer, place: xla_handlers.Buffer, windows: Windows
+) -> None:
     """As `max_places.maxima_and_places`."""
     around = ((0, 0), *windows.pads, (0, 0))
     padded = np.pad(_array(x, np.float32), around, constant_values=-np.inf)
     seen = np.lib.stride_tricks.sliding_window_view(padded, (windows.size,) * 2, axis=(1, 2))
     seen = seen[:, :: windows.stride, :: windows.stride]
     seen = seen.reshape(*seen.shape[:4], -1)
-    _array(results[0], np.float32)[...] = seen.max(-1)  # a NaN wins
-    _array(results[1], np.uint8)[...] = seen.argmax(-1)
+    _array(y, np.float32)[...] = seen.max(-1)  # a NaN wins
+    _array(place, np.uint8)[...] = seen.argmax(-1)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN
@@ -116,11 +127,10 @@ _MAX = 0x1FF  # dnnl_pooling_max
 
 
 class _Pool:
-    """The primitives of one shape."""
+    """The primitives of one shape of images and of their maxima."""
 
-    def __init__(self, shape: Shape, windows: Windows) -> None:
+    def __init__(self, shape: Shape, pooled: Shape, windows: Windows) -> None:
         self.windows = windows
-        pooled = (shape[0], *windows.along(*shape[1:3]), shape[3])
         low, high = zip(*windows.pads, strict=True)
         square = ((windows.stride,) * 2, (windows.size,) * 2)
         geometry = [onednn.integers(values) for values in (*square, (0, 0), low, high)]
@@ -159,6 +169,6 @@ class _Pool:
 
 
 @lru_cache(maxsize=2048)
-def _pool(shape: Shape, windows: Windows) -> _Pool:
+def _pool(shape: Shape, pooled: Shape, windows: Windows) -> _Pool:
     with onednn.lock:
-        return _Pool(shape, windows)
+        return _Pool(shape, pooled, windows)

@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from flaxcnn import max_places, onednn_pool
-from flaxcnn.bilinear import evaluation, varying_alike
+from flaxcnn.bilinear import batched, evaluation, varying_alike
 from flaxcnn.max_places import Windows
 
 
@@ -116,14 +116,6 @@ def _at_places_transposed(
     return [None, _of_places.bind(*varying_alike(place, dx), windows=windows)]
 
 
-def _batched(plainly: Any) -> Any:
-    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
-        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
-        return results, jax.tree.map(lambda _: 0, results)
-
-    return rule
-
-
 for _primitive, _plainly in (
     (_maxima, _maxima_plainly),
     (_of_places, _of_places_plainly),
@@ -131,7 +123,7 @@ for _primitive, _plainly in (
 ):
     _parameters = ("windows", "image")
     _primitive.def_impl(evaluation(_primitive.bind, _plainly, _parameters))
-    batching.primitive_batchers[_primitive] = _batched(_plainly)
+    batching.primitive_batchers[_primitive] = batched(_plainly)
     # Also for a program of several platforms, as `bilinear` has it.
     _lowering = mlir.lower_fun(_plainly, multiple_results=_primitive.multiple_results)
     mlir.register_lowering(_primitive, _lowering)

@@ -177,3 +177,25 @@ def test_shard_map() -> None:
     for function in (gradient, changes):
         split = jax.shard_map(function, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
         np.testing.assert_allclose(jax.jit(split)(x), function(x), rtol=0, atol=1e-5)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    """Of a program from a file, say: the library would go behind the end of an array."""
+    x = random(2, 8, 8, 3)
+    numbers = onednn_pool._numbers(CASES[0])
+
+    def call(target: str, shapes: list[tuple[tuple[int, ...], Any]], *operands: Any) -> Any:
+        results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+        return jax.block_until_ready(jax.ffi.ffi_call(target, results)(*operands, numbers=numbers))
+
+    small, usual = (2, 3, 4, 3), (2, 4, 4, 3)
+    single, byte = jnp.float32, jnp.uint8
+    y, place = call(onednn_pool._MAXIMA, [(usual, single), (usual, byte)], x)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="places"):
+        call(onednn_pool._MAXIMA, [(usual, single), (small, byte)], x)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="oneDNN"):
+        call(onednn_pool._MAXIMA, [(small, single), (small, byte)], x)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="places"):
+        call(onednn_pool._AT_PLACES, [(x.shape, single)], place[:, 1:], y)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="oneDNN"):
+        call(onednn_pool._AT_PLACES, [((2, 9, 9, 9), single)], place, y)
