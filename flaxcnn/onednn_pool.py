@@ -25,7 +25,9 @@ _MAXIMA, _AT_PLACES = "flaxcnn_onednn_max_pool", "flaxcnn_onednn_at_places"
 # ---------------------------------------------------------------------------------------- for JAX
 def suits(shape: Shape, windows: Windows) -> bool:
     """Whether the library has such a pool: places below 256, and no window of padding alone."""
-    if math.prod(shape) == 0 or windows.place_type != np.uint8:
+    # A program for any batch has a symbol there.
+    known = all(isinstance(size, int) for size in shape)
+    if not known or math.prod(shape) == 0 or windows.place_type != np.uint8:
         return False
     padding = max(max(pads) for pads in windows.pads)
     return min(windows.along(*shape[1:3])) > 0 and padding < windows.size

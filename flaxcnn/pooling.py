@@ -38,7 +38,7 @@ def max_pool(
     rows, columns = (_pad_for(size, window, stride, padding, ceil_mode) for size in x.shape[1:3])
     windows = Windows(window, stride, (rows, columns))
     # A program for images of any size has symbols there.
-    known = all(isinstance(size, int) for size in x.shape)
+    known = all(isinstance(size, int) for size in x.shape[1:3])
     plain = PLAIN or not known or explicitly_sharded(x)
     return (_max_by_windows if plain else _max_by_platform)(x, windows)
 

@@ -132,6 +132,18 @@ def test_max_pool_calls_it_both_ways(window: int, stride: int, padding: int) -> 
     assert "flaxcnn_onednn" not in alone.as_text()
 
 
+@pytest.mark.parametrize("sizes", ["n, 9, 8, 16", "2, h, w, 16"])
+def test_programs_for_any_size_do_without(sizes: str) -> None:
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: jnp.sum(jnp.sin(pooling.max_pool(x, 3, 2))))(x)
+
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(sizes), jnp.float32)
+    program = jax.export.export(jax.jit(gradient))(images)
+    assert "flaxcnn_onednn" not in program.mlir_module()
+    x = random(2, 9, 8, 16)
+    np.testing.assert_allclose(program.call(x), gradient(x), rtol=0, atol=1e-5)
+
+
 def test_switched_off_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     image = jax.ShapeDtypeStruct((2, 9, 8, 3), jnp.float32)
 
