@@ -113,11 +113,13 @@ def _by_numpy(
     """As `max_places.maxima_and_places`."""
     around = ((0, 0), *windows.pads, (0, 0))
     padded = np.pad(_array(x, np.float32), around, constant_values=-np.inf)
-    seen = np.lib.stride_tricks.sliding_window_view(padded, (windows.size,) * 2, axis=(1, 2))
-    seen = seen[:, :: windows.stride, :: windows.stride]
-    seen = seen.reshape(*seen.shape[:4], -1)
-    _array(y, np.float32)[...] = seen.max(-1)  # a NaN wins
-    _array(place, np.uint8)[...] = seen.argmax(-1)
+    found, at = _array(y, np.float32), _array(place, np.uint8)
+    down, across = ((count - 1) * windows.stride + 1 for count in y.shape[1:3])
+    for number, (i, j) in enumerate(windows.places):
+        seen = padded[:, i : i + down : windows.stride, j : j + across : windows.stride]
+        better = ~((seen <= found) | np.isnan(found)) if number else True  # a NaN wins
+        np.copyto(found, seen, where=better)
+        np.copyto(at, np.uint8(number), where=better)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN

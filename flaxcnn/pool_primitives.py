@@ -40,7 +40,8 @@ def _max_pool_jvp(
 
 # ------------------------------------------------------------------------------- in JAX's functions
 def _maxima_plainly(x: jax.Array, *, windows: Windows) -> list[jax.Array]:
-    return list(max_places.maxima_and_places(x, windows))
+    # The barrier: to be kept, not found again in each use.
+    return list(jax.lax.optimization_barrier(max_places.maxima_and_places(x, windows)))
 
 
 def _of_places_plainly(place: jax.Array, x: jax.Array, *, windows: Windows) -> jax.Array:
@@ -64,6 +65,8 @@ _at_places = Primitive("onednn_at_places")  # of places and y
 def _maxima_abstract(x: Any, *, windows: Windows) -> Any:
     if x.dtype != np.float32:
         raise TypeError(f"a max pool by oneDNN is of float32 alone, not {x.dtype}")
+    if windows.place_type != np.uint8:
+        raise ValueError(f"a max pool by oneDNN has windows below 16, not {windows.size}")
     shape = (x.shape[0], *windows.along(*x.shape[1:3]), x.shape[3])
     y = x.update(shape=shape, weak_type=False)
     return [y, y.update(dtype=np.dtype(np.uint8))]

@@ -1,4 +1,10 @@
-"""Pooling with torch's geometry: explicit padding, ceil_mode, adaptive averages of any size."""
+"""Pooling with torch's geometry: explicit padding, ceil_mode, adaptive averages of any size.
+
+On a CPU, in training and in float32, oneDNN computes max pools (`onednn_pool`); on a GPU, and on a
+CPU otherwise, they are maxima of slices, with their places for the gradient (`max_places`). On a
+TPU, and with `FLAXCNN_PLAIN_CONVOLUTION=1`, they are XLA's windows. In a `jax.jit` that spreads a
+batch over several CPU devices the library's call gathers it.
+"""
 
 from functools import partial
 

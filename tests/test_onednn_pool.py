@@ -84,13 +84,21 @@ def test_other_derivatives(windows: Windows) -> None:
             jax.jvp(lambda x: pool(x, windows), (x,), (dx,)),
             jax.linearize(lambda x: pool(x, windows), x)[1](dx),
             jax.vmap(jax.grad(loss))(jnp.stack([x, x[::-1]])),
+            jax.vmap(lambda x: jax.grad(lambda x: jnp.sum(pool(x, windows)))(x))(x[None]),
+            jax.vmap(lambda dx: jax.jvp(lambda x: pool(x, windows), (x,), (dx,))[1])(dx[None]),
+            jax.vmap(lambda dy: jax.vjp(lambda x: pool(x, windows), x)[1](dy)[0])(
+                2 * pool(dx, windows)[None]
+            ),
             jax.vmap(partial(pool, windows=windows), 1, 1)(x[:, None]),
             jax.jvp(jax.grad(loss), (x,), (dx,)),
             jax.jit(jax.grad(of_gradient))(x),
             jax.grad(jax.checkpoint(loss))(x),
         )
 
-    ours, plain = map(derivatives, (pool_primitives.max_pool, by_jax))
+    def by_platform(x: jax.Array, windows: Windows) -> jax.Array:
+        return pooling._max_by_platform(x, windows)
+
+    ours, plain = map(derivatives, (by_platform, by_jax))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         # Sums of up to 25 windows' float32 values below 10, in another order.
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-4)
@@ -106,6 +114,12 @@ def test_what_is_not_finite_is_as_it_was(windows: Windows, value: float) -> None
     ours = pool_primitives._maxima.bind(x, windows=windows)
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+    # Places in the padding too, which only whole windows of -inf have; they are nowhere.
+    dy = np.array(with_ties(*expected[1].shape))
+    dy[0, 1, 1, 0], dy[1, 1, 1, 1] = np.nan, np.inf
+    of = expected[1], jnp.asarray(dy)
+    back = pool_primitives._at_places.bind(*of, windows=windows, image=(9, 8))
+    np.testing.assert_array_equal(back, max_places.at_places(*of, windows, (9, 8)))
 
 
 def test_what_it_suits() -> None:
@@ -144,6 +158,16 @@ def test_programs_for_any_size_do_without(sizes: str) -> None:
     np.testing.assert_allclose(program.call(x), gradient(x), rtol=0, atol=1e-5)
 
 
+def test_programs_of_several_platforms() -> None:
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: jnp.sum(jnp.sin(pooling.max_pool(x, 3, 2))))(x)
+
+    traced = jax.jit(gradient).trace(jax.ShapeDtypeStruct((2, 9, 8, 16), jnp.float32))
+    for platforms in (("cpu", "tpu"), ("cuda",), ("tpu",), ("cpu", "cuda")):
+        text = traced.lower(lowering_platforms=platforms).as_text()
+        assert ("flaxcnn_onednn" in text) == ("cpu" in platforms)
+
+
 def test_switched_off_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     image = jax.ShapeDtypeStruct((2, 9, 8, 3), jnp.float32)
 
@@ -164,6 +188,8 @@ def test_other_types_are_refused() -> None:
     narrow = jnp.zeros((1, 4, 4, 3), jnp.bfloat16)
     with pytest.raises(TypeError, match="float32 alone, not bfloat16"):
         jax.vjp(lambda x: pool_primitives.max_pool(x, CASES[0]), narrow)
+    with pytest.raises(ValueError, match="below 16"):
+        jax.vjp(lambda x: pool_primitives.max_pool(x, Windows(16, 1, NONE)), random(1, 20, 20, 3))
 
 
 def test_without_jit() -> None:
