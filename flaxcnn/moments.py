@@ -35,6 +35,19 @@ def by_moments(
     return Normalised(x * factor + (bias - mean * factor), mean, var)
 
 
+def statistics(x: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance [C] of [..., C]; `near` is about the mean.
+
+    For a CPU. Of x less `near`, as `normalised_plainly` has it, XLA would write the difference, to
+    sum it up twice: 3.0 ms for 25 MB where this takes 2.4, and a tenth of a norm with its ReLU both
+    ways. It is as exact, but where the mean is hundreds of deviations from zero; y is not there
+    either, as the library subtracts the rounded mean.
+    """
+    axes = tuple(range(x.ndim - 1))
+    mean, square = jnp.mean(x, axes), jnp.mean(jnp.square(x - near), axes)
+    return mean, jnp.maximum(square - jnp.square(mean - near), 0)
+
+
 def normalised_plainly(
     x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float, relu: bool
 ) -> Normalised:

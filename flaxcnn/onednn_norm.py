@@ -15,7 +15,7 @@ import numpy as np
 
 from flaxcnn import onednn, xla_handlers
 from flaxcnn.bilinear import Shape
-from flaxcnn.moments import normalised_plainly
+from flaxcnn.moments import statistics
 from flaxcnn.onednn import Argument, Made, Query, Step
 from flaxcnn.onednn_convolution import image_layout
 
@@ -41,12 +41,10 @@ def value(
     if math.prod(x.shape[:3]) <= _FEW:
         results = [x, scale, scale, *signs]
         return _call(_VALUE, results, x, scale, bias, epsilon=epsilon, relu=relu)
-    y, mean, var = normalised_plainly(x, scale, bias, near, epsilon, relu=False)
-    if not relu:
-        return y, mean, var
+    mean, var = statistics(x, near)
     operands = (x, scale, bias, mean, var)
-    y, of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
-    return y, mean, var, of_y
+    y, *of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
+    return y, mean, var, *of_y
 
 
 def gradient(
