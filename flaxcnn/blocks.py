@@ -17,7 +17,7 @@ from flaxcnn.bilinear import explicitly_sharded, varying_alike
 from flaxcnn.convolution import PLAIN, conv_general_dilated
 from flaxcnn.matrix_product import dot_general
 from flaxcnn.moments import Normalised, by_moments, moments
-from flaxcnn.normalisation import normalised
+from flaxcnn.normalisation import Activation, activated, normalised
 
 Initializer = Callable[..., jax.Array]
 NormFactory = Callable[..., nn.Module]
@@ -174,8 +174,8 @@ class BatchNorm(nn.Module):
     axis_index_groups: Sequence[Sequence[int]] | None = None  # or within groups of it
 
     @nn.compact
-    def __call__(self, x: jax.Array, relu: bool = False) -> jax.Array:
-        """With `relu`, as `norm_relu` calls it, the ReLU of that."""
+    def __call__(self, x: jax.Array, activation: Activation | None = None) -> jax.Array:
+        """With an activation, as `norm_act` calls it, that of the normalised."""
         stats_dtype = at_least_float32(self.dtype)
         channels = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, channels, stats_dtype)
@@ -185,10 +185,11 @@ class BatchNorm(nn.Module):
 
         x = x.astype(stats_dtype)
         if self.use_running_average:
-            y = self._normalised(x, running_mean.value, running_var.value, scale, bias)
-            return nn.relu(y) if relu else y
+            y = self._normalised(x, scale, bias, running_mean.value, running_var.value)
+            return activation(y) if activation else y
         n = self._values_per_channel(x)
         near = jax.lax.stop_gradient(running_mean.value)  # to the mean, but in the first steps
+        relu = activation is nn.relu
         if self._shares_statistics:
             y, mean, var = self._normalised_together(x - near, scale, bias)
             y, mean = nn.relu(y) if relu else y, mean + near
@@ -198,20 +199,29 @@ class BatchNorm(nn.Module):
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * var * (n / (n - 1))
-        return y.astype(self.dtype)
+        y = y.astype(self.dtype)
+        if activation is None or relu:
+            return y
+        return self._activated(activation, y, x, scale, bias, mean, var)
 
-    def as_in_evaluation(self, x: jax.Array, relu: bool = False) -> jax.Array:
+    def as_in_evaluation(self, x: jax.Array, activation: Activation | None = None) -> jax.Array:
         """By the running statistics, whatever `use_running_average` says; they stay as they are."""
         params, stats = self.variables["params"], self.variables["batch_stats"]
         x = x.astype(at_least_float32(self.dtype))
-        y = self._normalised(x, stats["mean"], stats["var"], params["scale"], params["bias"])
-        return nn.relu(y) if relu else y
+        made_of = (x, params["scale"], params["bias"], stats["mean"], stats["var"])
+        y = self._normalised(*made_of)
+        return self._activated(activation, y, *made_of) if activation else y
 
     def _normalised(
-        self, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
+        self, x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array
     ) -> jax.Array:
         y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(self.dtype)
+
+    def _activated(self, activation: Activation, y: jax.Array, *made_of: jax.Array) -> jax.Array:
+        if y.dtype != at_least_float32(self.dtype):  # of y as it was rounded, not as it is made
+            return activation(y)
+        return activated(activation, y, *made_of, epsilon=self.epsilon)
 
     @property
     def _shares_statistics(self) -> bool:
@@ -259,16 +269,21 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
     return y, jnp.where(kept > 0, dx, 0)
 
 
-def norm_relu(norm: nn.Module, x: jax.Array) -> jax.Array:
-    """`nn.relu(norm(x))`; in training, where it pays, both in one: see `normalisation`.
+def norm_act(norm: nn.Module, x: jax.Array, activation: Activation) -> jax.Array:
+    """`activation(norm(x))`; in training, where it pays, both in one: see `normalisation`.
 
-    Then what the norm returns, as interceptors see it, is behind the ReLU. Others than `BatchNorm`
-    itself, among them what `nn.remat` makes of it, are called as they are.
+    Then what the norm returns, as interceptors see it, is behind the activation. Others than
+    `BatchNorm` itself, among them what `nn.remat` makes of it, are called as they are.
     """
     if type(norm) is BatchNorm and not norm.use_running_average:
-        together: jax.Array = norm(x, relu=True)
+        together: jax.Array = norm(x, activation)
         return together
-    return nn.relu(norm(x))
+    return activation(norm(x))
+
+
+def norm_relu(norm: nn.Module, x: jax.Array) -> jax.Array:
+    """`norm_act` with `nn.relu`."""
+    return norm_act(norm, x, nn.relu)
 
 
 # `jax.jit` so that the trace of a network shows it as one layer.

@@ -75,10 +75,14 @@ def conv_norm(
     padding: int | None = None,
     groups: int = 1,
     norm: blocks.NormFactory,
+    activation: blocks.Activation | None = None,
     dtype: DTypeLike,
     name: str,
 ) -> jax.Array:
-    """A convolution, `name`_0, and its norm, `name`_1; half a kernel of zeros on each side."""
+    """A convolution, `name`_0, its norm, `name`_1, and what acts on that, if anything.
+
+    Half a kernel of zeros on each side.
+    """
     x = blocks.conv(
         channels,
         kernel_size,
@@ -88,7 +92,8 @@ def conv_norm(
         dtype=dtype,
         name=f"{name}_0",
     )(x)
-    return norm(name=f"{name}_1")(x)
+    normalise = norm(name=f"{name}_1")
+    return blocks.norm_act(normalise, x, activation) if activation else normalise(x)
 
 
 def same_padding(size: int, kernel_size: int, strides: int) -> tuple[int, int]:
@@ -176,10 +181,11 @@ class MBConv(Block):
         wide = x.shape[-1] * self.expansion
         squeezed = max(1, x.shape[-1] // 4)  # a quarter of the input, not of the channels between
         names = iter([f"block_{i}" for i in range(4)])  # torchvision numbers those that are there
+        active = partial(conv, activation=nn.silu)
         if self.expansion != 1:
-            x = nn.silu(conv(x, wide, 1, name=next(names)))
-        depthwise = partial(conv, strides=self.strides, groups=wide)
-        x = nn.silu(depthwise(x, wide, self.kernel_size, name=next(names)))
+            x = active(x, wide, 1, name=next(names))
+        depthwise = partial(active, strides=self.strides, groups=wide)
+        x = depthwise(x, wide, self.kernel_size, name=next(names))
         x = SqueezeExcite(squeezed, dtype=self.dtype, name=next(names))(x)
         return conv(x, self.channels, 1, name=next(names))
 
@@ -189,10 +195,11 @@ class FusedMBConv(Block):
 
     def branch(self, x: jax.Array) -> jax.Array:
         conv = partial(conv_norm, norm=self.norm, dtype=self.dtype)
-        fused = partial(conv, kernel_size=self.kernel_size, strides=self.strides, name="block_0")
+        active = partial(conv, activation=nn.silu, name="block_0")
+        fused = partial(active, kernel_size=self.kernel_size, strides=self.strides)
         if self.expansion == 1:
-            return nn.silu(fused(x, self.channels))
-        x = nn.silu(fused(x, x.shape[-1] * self.expansion))
+            return fused(x, self.channels)
+        x = fused(x, x.shape[-1] * self.expansion)
         return conv(x, self.channels, 1, name="block_1")
 
 
@@ -206,10 +213,11 @@ class LiteMBConv(Block):
         conv = partial(conv_norm_same, norm=self.norm, dtype=self.dtype)
         wide = x.shape[-1] * self.expansion
         names = iter([f"block_{i}" for i in range(3)])
+        active = partial(conv, activation=nn.relu6)
         if self.expansion != 1:
-            x = nn.relu6(conv(x, wide, 1, name=next(names)))
-        depthwise = partial(conv, strides=self.strides, groups=wide)
-        x = nn.relu6(depthwise(x, wide, self.kernel_size, name=next(names)))
+            x = active(x, wide, 1, name=next(names))
+        depthwise = partial(active, strides=self.strides, groups=wide)
+        x = depthwise(x, wide, self.kernel_size, name=next(names))
         return conv(x, self.channels, 1, name=next(names))
 
 
@@ -333,10 +341,10 @@ class EfficientNet(Network, kw_only=True):
             momentum=self.norm_momentum,
             dtype=self.dtype,
         )
-        conv = partial(self.conv_norm, norm=norm, dtype=self.dtype)
+        conv = partial(self.conv_norm, norm=norm, activation=self.activation, dtype=self.dtype)
         scaled = self.scaled
         stem, *names, top = self.stages
-        x = self.activation(conv(x, scaled.stem_channels, 3, strides=2, name=stem))
+        x = conv(x, scaled.stem_channels, 3, strides=2, name=stem)
         yield stem, x
         rates = self.block_rates(scaled.table)
         for name, stage in zip(names, scaled.table, strict=True):
@@ -353,7 +361,7 @@ class EfficientNet(Network, kw_only=True):
                     name=f"{name}_{i}",
                 )(x)
             yield name, x  # shapes: TABLE_1
-        x = self.activation(conv(x, scaled.head_channels, 1, name=top))
+        x = conv(x, scaled.head_channels, 1, name=top)
         yield top, x  # [N, 7, 7, 1280]
 
     def block_rates(self, table: Sequence[Stage]) -> Iterator[float]:

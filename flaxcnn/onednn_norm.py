@@ -42,9 +42,11 @@ def value(
         results = [x, scale, scale, *signs]
         return _call(_VALUE, results, x, scale, bias, epsilon=epsilon, relu=relu)
     mean, var = statistics(x, near)
+    if not relu:  # XLA computes it together with what follows
+        return (x - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias, mean, var
     operands = (x, scale, bias, mean, var)
-    y, *of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
-    return y, mean, var, *of_y
+    y, of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
+    return y, mean, var, of_y
 
 
 def gradient(

@@ -197,7 +197,7 @@ def calls(case: Case, **options: Any) -> int:
 
 def test_float32_maps_of_eights_of_channels_alone() -> None:
     assert calls(Case((2, 5, 7, 16), True)) == 2
-    assert calls(Case((2, 65, 67, 8), False)) == 2  # by statistics of XLA's
+    assert calls(Case((2, 65, 67, 8), False)) == 1  # the value by XLA
     assert calls(Case((2, 5, 7, 12), True)) == 0
     assert calls(Case((5, 16), True)) == 0
     assert calls(Case((2, 5, 7, 16), True), dtype=jnp.bfloat16) == 0
@@ -330,7 +330,7 @@ def test_a_batch_norm_is_the_formula(
         return str(jax.jit(apply).lower(x).as_text())
 
     found = jax.jit(apply)(x.astype(dtype))
-    assert CALL in text()
+    assert (CALL in text()) is (relu or case == CASES[0])
     monkeypatch.setattr(normalisation, "PLAIN", True)
     jax.clear_caches()
     assert CALL not in text()
