@@ -1,0 +1,1 @@
+"""What the README's tables are made of, by kinds; `benchmarks.readme_tables` writes them."""
