@@ -373,29 +373,35 @@ def test_norms_made_of_batch_norms_are_called_as_they_are() -> None:
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("axis", [None, "device"])
-def test_norm_relu_is_the_norm_and_then_a_relu(train: bool, dtype: Any, axis: str | None) -> None:
+@pytest.mark.parametrize("activation", [nn.relu, nn.silu], ids=lambda f: f.__name__)
+def test_norm_act_is_the_norm_and_then_the_activation(
+    train: bool, dtype: Any, axis: str | None, activation: Any
+) -> None:
     x, scale, bias, mean = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
     norm = blocks.BatchNorm(use_running_average=not train, dtype=dtype, axis_name=axis)
-    variables = {
-        "params": {"scale": scale, "bias": bias},
-        "batch_stats": {"mean": mean, "var": jnp.abs(scale)},
-    }
+    params = {"scale": scale, "bias": bias}
+    stats = {"mean": mean, "var": jnp.abs(scale)}
 
     def apply(method: Any, x: jax.Array) -> Any:
-        return norm.apply(variables, x, mutable=["batch_stats"], method=method)
+        """The output and the new statistics, and the gradients of x and of the parameters."""
+
+        def total(params: Any, x: jax.Array) -> Any:
+            variables = {"params": params, "batch_stats": stats}
+            y, changed = norm.apply(variables, x, mutable=["batch_stats"], method=method)
+            return jnp.sum(jnp.square(y.astype("float32"))), (y, changed)
+
+        gradients, found = jax.grad(total, (0, 1), has_aux=True)(params, x)
+        return *found, gradients
 
     over = jax.vmap if axis is None else partial(jax.pmap, axis_name=axis)
     of = x.astype(dtype)[:, None]
-    together, its_statistics = over(partial(apply, blocks.norm_relu))(of)
-    norm_alone, statistics = over(partial(apply, type(norm).__call__))(of)
-    assert together.dtype == dtype
-    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
-    np.testing.assert_allclose(
-        together.astype("float32"), np.maximum(norm_alone.astype("float32"), 0), atol=tolerance
-    )
-    assert float(together.min()) == 0
-    for a, b in zip(jax.tree.leaves(its_statistics), jax.tree.leaves(statistics), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+    together = over(partial(apply, lambda norm, x: blocks.norm_act(norm, x, activation)))(of)
+    apart = over(partial(apply, lambda norm, x: activation(norm(x))))(of)
+    assert together[0].dtype == dtype
+    rounding = 1e-5 if dtype == jnp.float32 else 2**-6
+    for i, (a, b) in enumerate(zip(*map(jax.tree.leaves, (together, apart)), strict=True)):
+        a, b = a.astype("float32"), b.astype("float32")
+        np.testing.assert_allclose(a, b, rtol=0, atol=rounding * np.abs(b).max(), err_msg=str(i))
 
 
 def test_norm_relu_trains_by_one_call_each_way() -> None:
