@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import workloads
 from benchmarks.machine import cpu_name
 from benchmarks.row_files import make_folders, write_csv
-from flaxcnn import onednn
+from flaxcnn.cpu import onednn
 
 
 class Clock:

@@ -20,7 +20,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import flaxcnn
-from flaxcnn import convolution, onednn, pretrained
+from flaxcnn import convolution, pretrained
+from flaxcnn.cpu import onednn
 from train import cpu, optim, state, steps
 from train.plan import Plan
 from train.recipes import Precision

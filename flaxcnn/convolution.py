@@ -33,9 +33,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import PrecisionLike
 
-from flaxcnn import onednn, space_to_depth
+from flaxcnn import space_to_depth
 from flaxcnn.bilinear import explicitly_sharded
-from flaxcnn.onednn_convolution import NHWC_HWIO, Geometry, convolution
+from flaxcnn.cpu import onednn
+from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry, convolution
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
 

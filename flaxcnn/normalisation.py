@@ -16,9 +16,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from flaxcnn import norm_primitives, onednn
 from flaxcnn.bilinear import explicitly_sharded, varying_alike
 from flaxcnn.convolution import PLAIN
+from flaxcnn.cpu import norm_primitives, onednn
 from flaxcnn.moments import Normalised, normalised_plainly
 
 

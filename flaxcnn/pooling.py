@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from flaxcnn import max_places, onednn, onednn_pool, pool_primitives
+from flaxcnn import max_places
 from flaxcnn.bilinear import explicitly_sharded
 from flaxcnn.blocks import at_least_float32
 from flaxcnn.convolution import PLAIN
+from flaxcnn.cpu import onednn, onednn_pool, pool_primitives
 from flaxcnn.max_places import Begin, Windows
 
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from flaxcnn.errors import WeightsError
-from flaxcnn.pth import read_pth
-from flaxcnn.pth_writer import write_pth
+from flaxcnn.pth import read_pth, write_pth
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

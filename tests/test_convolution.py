@@ -15,8 +15,9 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from flaxcnn import convolution, onednn
+from flaxcnn import convolution
 from flaxcnn.convolution import conv_general_dilated
+from flaxcnn.cpu import onednn
 
 PADS = tuple[tuple[int, int], tuple[int, int]]
 

@@ -19,9 +19,10 @@ from shallow import shallow
 from variables import random_variables
 
 import flaxcnn
-from flaxcnn import blocks, convolution, onednn
+from flaxcnn import blocks, convolution
+from flaxcnn.cpu import onednn
+from flaxcnn.cpu.onednn_layers import Activation, Layer
 from flaxcnn.network import FeatureMaps, Network
-from flaxcnn.onednn_layers import Activation, Layer
 
 # Every block of every paper.
 NAMES = (

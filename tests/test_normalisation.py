@@ -12,14 +12,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from flaxcnn import (
-    blocks,
-    norm_primitives,
-    normalisation,
-    onednn,
-    onednn_norm,
-    xla_handlers,
-)
+from flaxcnn import blocks, normalisation
+from flaxcnn.cpu import norm_primitives, onednn, onednn_norm, xla_handlers
 from flaxcnn.moments import normalised_plainly
 from flaxcnn.normalisation import normalised
 

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from jax import lax
 
-from flaxcnn import convolution, onednn, onednn_convolution
+from flaxcnn import convolution
 from flaxcnn.bilinear import Kind
 from flaxcnn.convolution import conv_general_dilated
-from flaxcnn.onednn_convolution import Geometry
+from flaxcnn.cpu import onednn, onednn_convolution
+from flaxcnn.cpu.onednn_convolution import Geometry
 
 PADS = tuple[tuple[int, int], tuple[int, int]]
 
@@ -205,7 +206,7 @@ def test_it_is_there() -> None:
 )
 def test_threads_that_may_not_come(settings: dict[str, str], usable: bool) -> None:
     """The library divides its work among as many as OpenMP names, and would wait for them."""
-    question = "from flaxcnn import onednn; print(onednn.available())"
+    question = "from flaxcnn.cpu import onednn; print(onednn.available())"
     environment = {"OMP_NUM_THREADS": "2", **os.environ, **settings}
     answer = subprocess.run(
         [sys.executable, "-c", question],
@@ -373,7 +374,7 @@ def test_a_program_for_any_batch(dtype: Any) -> None:
 def test_bfloat16_needs_instructions_for_it() -> None:
     """Where the library may not use them it would be slower than float32."""
     question = (
-        "from flaxcnn import onednn; print(*(onednn.computes(t) for t in ('bfloat16', 'f4')))"
+        "from flaxcnn.cpu import onednn; print(*(onednn.computes(t) for t in ('bfloat16', 'f4')))"
     )
     answer = subprocess.run(
         [sys.executable, "-c", question],

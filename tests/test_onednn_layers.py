@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from flaxcnn import onednn, onednn_layers
-from flaxcnn.onednn_convolution import NHWC_HWIO, Geometry
-from flaxcnn.onednn_layers import Activation, Layer
+from flaxcnn.cpu import onednn, onednn_layers
+from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry
+from flaxcnn.cpu.onednn_layers import Activation, Layer
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     pytest.skip(f"{onednn.PACKAGE} is for x86-64 Linux", allow_module_level=True)

@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from flaxcnn import max_places, onednn, onednn_pool, pool_primitives, pooling
+from flaxcnn import max_places, pooling
+from flaxcnn.cpu import onednn, onednn_pool, pool_primitives
 from flaxcnn.max_places import Windows
 
 # Where the package is built for, it is a dependency: that it cannot be loaded there is a failure.

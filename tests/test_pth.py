@@ -18,8 +18,7 @@ import pytest
 from pth_files import assert_same, to_numpy
 
 from flaxcnn.errors import WeightsError
-from flaxcnn.pth import let_go, read_buffer, read_pth
-from flaxcnn.pth_writer import write_pth
+from flaxcnn.pth import let_go, read_buffer, read_pth, write_pth
 
 GOLDEN = Path(__file__).parent / "golden"
 

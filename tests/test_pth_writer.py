@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 from pth_files import assert_same, to_numpy
 
-from flaxcnn import pth_writer
 from flaxcnn.errors import WeightsError
-from flaxcnn.pth import read_pth
-from flaxcnn.pth_writer import write_pth
+from flaxcnn.pth import read_pth, write_pth, writer
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -58,7 +56,7 @@ def test_big_endian_arrays(tmp_path: Path) -> None:
 
 
 def test_large_records_have_64_bit_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pth_writer, "_LARGE", 100)  # rather than a file of gigabytes
+    monkeypatch.setattr(writer, "_LARGE", 100)  # rather than a file of gigabytes
     test_what_is_written_is_read(tmp_path)
     test_records_are_stored_at_multiples_of_64(tmp_path)
 
@@ -96,7 +94,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pth_writer.os, "fsync", full_disk)
+    monkeypatch.setattr(writer.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_pth(path, arrays())
     assert path.read_bytes() == before

@@ -16,7 +16,7 @@ from shallow import shallow
 from variables import random_variables
 
 import flaxcnn
-from flaxcnn import onednn
+from flaxcnn.cpu import onednn
 from train import optim, state, steps, transfer
 from train.errors import UsageError
 from train.plan import Plan

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn import xla_handlers
-from flaxcnn.xla_handlers import Buffer
+from flaxcnn.cpu import xla_handlers
+from flaxcnn.cpu.xla_handlers import Buffer
 
 
 def test_a_thread_of_xlas_stays_known_to_python() -> None:

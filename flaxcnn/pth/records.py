@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from flaxcnn.errors import WeightsError
-from flaxcnn.unpickle import quoted
+from flaxcnn.pth.unpickle import quoted
 
 try:
     from zlib_ng.zlib_ng import crc32  # four times as fast as zlib's

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flaxcnn.errors import WeightsError
-from flaxcnn.pth_tensors import DTYPES
+from flaxcnn.pth.tensors import DTYPES
 
 _ALIGNMENT = 64  # of each record's bytes, as torch's: its mmap=True wants it
 _ROOT = "flaxcnn"  # torch takes any name

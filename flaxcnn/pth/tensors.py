@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from flaxcnn.errors import WeightsError
-from flaxcnn.unpickle import Constructor, Global, ordered_dict, quoted
+from flaxcnn.pth.unpickle import Constructor, Global, ordered_dict, quoted
 
 _MOST_DIMENSIONS = 8  # a network's have 5 at most; bounds the work of a REDUCE, 5 bytes long
 _INT64 = range(2**63)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flaxcnn.errors import WeightsError
-from flaxcnn.pth_records import Record, tar_records, zip_records
-from flaxcnn.pth_tensors import (
+from flaxcnn.pth.records import Record, tar_records, zip_records
+from flaxcnn.pth.tensors import (
     ALLOWED,
     DTYPES,
     Storage,
@@ -25,7 +25,7 @@ from flaxcnn.pth_tensors import (
     storage_dtype,
     sub_storage,
 )
-from flaxcnn.unpickle import quoted, unpickle
+from flaxcnn.pth.unpickle import quoted, unpickle
 
 # Where the bytes of a storage start in the file; raises WeightsError if they are not there.
 Locate = Callable[[Storage], int]

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxcnn import onednn, xla_handlers
 from flaxcnn.bilinear import Shape
+from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.cpu.onednn import Argument, Made, Query, Step
+from flaxcnn.cpu.onednn_convolution import image_layout
 from flaxcnn.max_places import Windows
-from flaxcnn.onednn import Argument, Made, Query, Step
-from flaxcnn.onednn_convolution import image_layout
 
 _MAXIMA, _AT_PLACES = "flaxcnn_onednn_max_pool", "flaxcnn_onednn_at_places"
 

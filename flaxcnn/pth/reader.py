@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from flaxcnn.errors import WeightsError
-from flaxcnn.pth_containers import read_legacy, read_tar, read_zip
-from flaxcnn.pth_tensors import Parameter, Tensor
+from flaxcnn.pth.containers import read_legacy, read_tar, read_zip
+from flaxcnn.pth.tensors import Parameter, Tensor
+from flaxcnn.pth.unpickle import quoted
 from flaxcnn.threads import in_threads
-from flaxcnn.unpickle import quoted
 
 _NESTED = ("model", "state_dict", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.", "module.")  # DataParallel and torch.compile, either outside

@@ -15,8 +15,9 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxcnn import max_places, onednn_pool
+from flaxcnn import max_places
 from flaxcnn.bilinear import batched, evaluation, varying_alike
+from flaxcnn.cpu import onednn_pool
 from flaxcnn.max_places import Windows
 
 

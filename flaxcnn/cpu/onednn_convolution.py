@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxcnn import onednn, xla_handlers
 from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
-from flaxcnn.onednn import Argument, Made, Query, Reorder, Type
+from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.cpu.onednn import Argument, Made, Query, Reorder, Type
 
 NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn import onednn, xla_handlers
 from flaxcnn.bilinear import Shape
+from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.cpu.onednn import Argument, Made, Query, Step
+from flaxcnn.cpu.onednn_convolution import image_layout
 from flaxcnn.moments import statistics
-from flaxcnn.onednn import Argument, Made, Query, Step
-from flaxcnn.onednn_convolution import image_layout
 
 _VALUE, _GRADIENT = "flaxcnn_onednn_norm", "flaxcnn_onednn_norm_gradient"
 

@@ -17,10 +17,10 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from flaxcnn import onednn, xla_handlers
 from flaxcnn.bilinear import Shape
-from flaxcnn.onednn import Argument, Made, Query
-from flaxcnn.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
+from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.cpu.onednn import Argument, Made, Query
+from flaxcnn.cpu.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
 
 _TARGET = "flaxcnn_onednn_layer"
 

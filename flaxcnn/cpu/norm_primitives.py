@@ -18,8 +18,8 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxcnn import onednn_norm
 from flaxcnn.bilinear import batched, evaluation, varying_alike
+from flaxcnn.cpu import onednn_norm
 from flaxcnn.moments import Normalised, normalised_plainly
 
 _AXES = (0, 1, 2)
