@@ -56,7 +56,8 @@ def _by_platform(
     )
 
 
-Activation = Callable[[jax.Array], jax.Array]  # of each value on its own
+# Of each value on its own; no closure over arrays that are being differentiated.
+Activation = Callable[[jax.Array], jax.Array]
 
 
 def activated(
@@ -70,11 +71,11 @@ def activated(
     *,
     epsilon: float,
 ) -> jax.Array:
-    """`activation(y)`, where y is (x - mean) / sqrt(var + epsilon) * scale + bias; all float32.
+    """`activation(y)`, where y is (x - mean) / sqrt(var + epsilon) * scale + bias.
 
-    On a CPU the gradient computes y again, of x, which the convolution's and the norm's keep
-    anyway. Both ways with SiLU, norm included, ms, before / so, on 2 cores of an AMD EPYC:
-    8x112x112x32 11.4 / 6.5, 8x112x112x96 27.6 / 21.1, 8x56x56x144 11.6 / 8.2.
+    On a CPU the gradient computes y again, of x, which the norm's keeps anyway. Both ways with
+    SiLU, norm included, ms, before / so, on 2 cores of an AMD EPYC: 8x112x112x32 11.4 / 6.5,
+    8x112x112x96 27.6 / 21.1, 8x56x56x144 11.6 / 8.2.
     """
     if PLAIN:
         return activation(y)
@@ -104,7 +105,7 @@ def _computed_again_jvp(
     # XLA would see that it is y once more, and keep that.
     scale, bias = jax.lax.optimization_barrier((scale, bias))
     again = (x - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias
-    return activation(y), jax.jvp(activation, (again,), (tangents[0],))[1]
+    return activation(y), jax.jvp(activation, (again.astype(y.dtype),), (tangents[0],))[1]
 
 
 def _suits_onednn(x: jax.Array, *channels: jax.Array) -> bool:

@@ -119,6 +119,29 @@ def test_a_sigmoid_is_not_kept(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
         assert ("optimization_barrier" in text) is again
 
 
+def test_wider_parameters_than_the_type_of_the_layer() -> None:
+    with jax.enable_x64(True):
+        norm = blocks.BatchNorm(use_running_average=False)
+        x, scale, bias, mean, var = operands()
+        params = {"scale": scale, "bias": bias}
+        stats = {"mean": mean, "var": var}
+
+        def total(method: Any, params: Any) -> jax.Array:
+            variables = {"params": params, "batch_stats": stats}
+            y, _ = norm.apply(variables, np.float32(x), mutable=["batch_stats"], method=method)
+            return jnp.sum(jnp.square(y))
+
+        together, apart = (
+            jax.grad(partial(total, method))(params)
+            for method in (
+                lambda norm, x: blocks.norm_act(norm, x, nn.silu),
+                lambda norm, x: nn.silu(norm(x)),
+            )
+        )
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
 def test_in_bfloat16_the_activation_is_of_what_was_rounded() -> None:
     together, of = gradient_of_a_norm(nn.silu, blocks.norm_act, jnp.bfloat16)
     apart, _ = gradient_of_a_norm(nn.silu, lambda norm, x, f: f(norm(x)), jnp.bfloat16)

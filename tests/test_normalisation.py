@@ -158,6 +158,22 @@ def test_the_variance_of_many_values_is_exact() -> None:
     np.testing.assert_allclose(var, x.var((0, 1, 2), np.float64), rtol=1e-6)
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("about", [1.0, 0.9, 0.0])
+def test_of_many_values_far_from_zero(relu: bool, about: float) -> None:
+    """Thirty deviations, and what the mean is said to be about is right, a tenth off, or zero."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(30.0, 1.0, (2, 224, 224, 8)).astype(np.float32)
+    ones = jnp.ones(8)
+    near = 30 * about * ones
+    y, _, var = normalised(jnp.asarray(x), ones, ones, near, epsilon=EPSILON, relu=relu)
+    exact = x.astype(np.float64)
+    exact_var = exact.var((0, 1, 2))
+    wanted = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact_var + EPSILON) + 1
+    np.testing.assert_allclose(var, exact_var, rtol=1e-6)
+    np.testing.assert_allclose(y, np.maximum(wanted, 0) if relu else wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_not_finite_stays_so(case: Case, value: float) -> None:

@@ -31,17 +31,17 @@ _FEW = 8192
 
 
 def value(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, *, epsilon: float, relu: bool
+    x: jax.Array, scale: jax.Array, bias: jax.Array, _: jax.Array, *, epsilon: float, relu: bool
 ) -> Any:
     """y, mean, var, and with a ReLU signs: whether each y is above zero, in the library's own form.
 
-    `near` is about what the mean is.
+    What the mean is about, which comes last, only the plain form needs.
     """
     signs = [jax.ShapeDtypeStruct(signs_shape(x.shape, epsilon), jnp.uint8)] if relu else []
     if math.prod(x.shape[:3]) <= _FEW:
         results = [x, scale, scale, *signs]
         return _call(_VALUE, results, x, scale, bias, epsilon=epsilon, relu=relu)
-    mean, var = statistics(x, near)
+    mean, var = statistics(x)
     if not relu:  # XLA computes it together with what follows
         return (x - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias, mean, var
     operands = (x, scale, bias, mean, var)
