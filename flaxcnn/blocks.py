@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from flaxcnn.bilinear import explicitly_sharded, varying_alike
 from flaxcnn.convolution import PLAIN, conv_general_dilated
 from flaxcnn.matrix_product import dot_general
-from flaxcnn.moments import Normalised, by_moments, moments
+from flaxcnn.moments import Normalised, by_moments, by_statistics, moments
 from flaxcnn.normalisation import Activation, activated, normalised
 
 Initializer = Callable[..., jax.Array]
@@ -185,7 +185,8 @@ class BatchNorm(nn.Module):
 
         x = x.astype(stats_dtype)
         if self.use_running_average:
-            y = self._normalised(x, scale, bias, running_mean.value, running_var.value)
+            made_of = (x, scale, bias, running_mean.value, running_var.value)
+            y = by_statistics(*made_of, self.epsilon).astype(self.dtype)
             return activation(y) if activation else y
         n = self._values_per_channel(x)
         near = jax.lax.stop_gradient(running_mean.value)  # to the mean, but in the first steps
@@ -209,14 +210,8 @@ class BatchNorm(nn.Module):
         params, stats = self.variables["params"], self.variables["batch_stats"]
         x = x.astype(at_least_float32(self.dtype))
         made_of = (x, params["scale"], params["bias"], stats["mean"], stats["var"])
-        y = self._normalised(*made_of)
+        y = by_statistics(*made_of, self.epsilon).astype(self.dtype)
         return self._activated(activation, y, *made_of) if activation else y
-
-    def _normalised(
-        self, x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array
-    ) -> jax.Array:
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
-        return y.astype(self.dtype)
 
     def _activated(self, activation: Activation, y: jax.Array, *made_of: jax.Array) -> jax.Array:
         if y.dtype != at_least_float32(self.dtype):  # of y as it was rounded, not as it is made

@@ -35,6 +35,18 @@ def by_moments(
     return Normalised(x * factor + (bias - mean * factor), mean, var)
 
 
+def by_statistics(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, all but x [C]."""
+    return (x - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias
+
+
 def statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and variance [C] of [..., C], in two passes, as exact as their sums whatever the mean.
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flaxcnn.bilinear import explicitly_sharded, varying_alike
 from flaxcnn.convolution import PLAIN
 from flaxcnn.cpu import norm_primitives, onednn
-from flaxcnn.moments import Normalised, normalised_plainly
+from flaxcnn.moments import Normalised, by_statistics, normalised_plainly
 
 
 def normalised(
@@ -104,7 +104,7 @@ def _computed_again_jvp(
     y, x, scale, bias, mean, var = primals
     # XLA would see that it is y once more, and keep that.
     scale, bias = jax.lax.optimization_barrier((scale, bias))
-    again = (x - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias
+    again = by_statistics(x, scale, bias, mean, var, epsilon)
     return activation(y), jax.jvp(activation, (again.astype(y.dtype),), (tangents[0],))[1]
 
 

@@ -171,6 +171,7 @@ def test_of_many_values_far_from_zero(relu: bool, about: float) -> None:
     exact_var = exact.var((0, 1, 2))
     wanted = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact_var + EPSILON) + 1
     np.testing.assert_allclose(var, exact_var, rtol=1e-6)
+    # The mean is near 30, where float32 has steps of 2e-6: a few of them.
     np.testing.assert_allclose(y, np.maximum(wanted, 0) if relu else wanted, rtol=0, atol=1e-5)
 
 
@@ -407,11 +408,19 @@ def test_norm_act_is_the_norm_and_then_the_activation(
     of = x.astype(dtype)[:, None]
     together = over(partial(apply, lambda norm, x: blocks.norm_act(norm, x, activation)))(of)
     apart = over(partial(apply, lambda norm, x: activation(norm(x))))(of)
-    assert together[0].dtype == dtype
-    rounding = 1e-5 if dtype == jnp.float32 else 2**-6
-    for i, (a, b) in enumerate(zip(*map(jax.tree.leaves, (together, apart)), strict=True)):
+    y, wanted = together[0], apart[0]
+    assert y.dtype == dtype
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(y.astype("float32"), wanted.astype("float32"), atol=tolerance)
+    if activation is nn.relu:
+        assert float(y.min()) == 0
+    for a, b in zip(*map(jax.tree.leaves, (together[1], apart[1])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    # Sums: of bfloat16, which has 8 bits, each of some hundred numbers is rounded once or twice.
+    rounding = 1e-5 if dtype == jnp.float32 else 2**-7
+    for a, b in zip(*map(jax.tree.leaves, (together[2], apart[2])), strict=True):
         a, b = a.astype("float32"), b.astype("float32")
-        np.testing.assert_allclose(a, b, rtol=0, atol=rounding * np.abs(b).max(), err_msg=str(i))
+        np.testing.assert_allclose(a, b, rtol=0, atol=rounding * np.abs(b).max())
 
 
 def test_norm_relu_trains_by_one_call_each_way() -> None:

@@ -17,7 +17,7 @@ from flaxcnn.bilinear import Shape
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Step
 from flaxcnn.cpu.onednn_convolution import image_layout
-from flaxcnn.moments import statistics
+from flaxcnn.moments import by_statistics, statistics
 
 _VALUE, _GRADIENT = "flaxcnn_onednn_norm", "flaxcnn_onednn_norm_gradient"
 
@@ -42,9 +42,9 @@ def value(
         results = [x, scale, scale, *signs]
         return _call(_VALUE, results, x, scale, bias, epsilon=epsilon, relu=relu)
     mean, var = statistics(x)
-    if not relu:  # XLA computes it together with what follows
-        return (x - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias, mean, var
     operands = (x, scale, bias, mean, var)
+    if not relu:  # XLA computes it together with what follows
+        return by_statistics(*operands, epsilon), mean, var
     y, of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
     return y, mean, var, of_y
 
