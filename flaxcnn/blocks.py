@@ -183,19 +183,21 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, stats_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, stats_dtype)
 
-        x = x.astype(stats_dtype)
+        wide = x.astype(stats_dtype)
         if self.use_running_average:
-            made_of = (x, scale, bias, running_mean.value, running_var.value)
+            made_of = (wide, scale, bias, running_mean.value, running_var.value)
             y = by_statistics(*made_of, self.epsilon).astype(self.dtype)
             return activation(y) if activation else y
         n = self._values_per_channel(x)
         near = jax.lax.stop_gradient(running_mean.value)  # to the mean, but in the first steps
         relu = activation is nn.relu
         if self._shares_statistics:
-            y, mean, var = self._normalised_together(x - near, scale, bias)
+            y, mean, var = self._normalised_together(wide - near, scale, bias)
             y, mean = nn.relu(y) if relu else y, mean + near
         else:
-            y, mean, var = normalised(x, scale, bias, near, epsilon=self.epsilon, relu=relu)
+            # Not wide, if what comes of it is to be as narrow: less memory to go over.
+            operand = x if x.dtype == self.dtype else wide
+            y, mean, var = normalised(operand, scale, bias, near, epsilon=self.epsilon, relu=relu)
         if not self.is_initializing():
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -203,7 +205,7 @@ class BatchNorm(nn.Module):
         y = y.astype(self.dtype)
         if activation is None or relu:
             return y
-        return self._activated(activation, y, x, scale, bias, mean, var)
+        return self._activated(activation, y, wide, scale, bias, mean, var)
 
     def as_in_evaluation(self, x: jax.Array, activation: Activation | None = None) -> jax.Array:
         """By the running statistics, whatever `use_running_average` says; they stay as they are."""

@@ -62,7 +62,10 @@ def statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def normalised_plainly(
     x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float, relu: bool
 ) -> Normalised:
-    """`by_moments` of x itself, and with `relu` the ReLU of it; `near` is about its mean."""
-    x = x - near
-    y, mean, var = by_moments(x, moments(x), scale, bias, epsilon)
-    return Normalised(jax.nn.relu(y) if relu else y, mean + near, var)
+    """`by_moments` of x itself, and with `relu` the ReLU of it; `near` is about its mean.
+
+    y is in the type of x; a narrow one is computed in that of `near`.
+    """
+    wide = x - near
+    y, mean, var = by_moments(wide, moments(wide), scale, bias, epsilon)
+    return Normalised((jax.nn.relu(y) if relu else y).astype(x.dtype), mean + near, var)

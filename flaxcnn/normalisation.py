@@ -1,10 +1,10 @@
 """What batch norm does in training, and the activation behind it where there is one.
 
-On a CPU, in float32, of maps with a multiple of eight channels, oneDNN does it (`onednn_norm`), as
-XLA goes over the arrays more often than that needs. Elsewhere, and with
-`FLAXCNN_PLAIN_CONVOLUTION=1`, it is `moments`, of which JAX takes the derivatives. So it is in
-statistics that devices share; and in a `jax.jit` that spreads a batch over several CPU devices the
-library's call gathers it.
+On a CPU, of maps with a multiple of eight channels, oneDNN does it (`onednn_norm`), in float32, and
+in bfloat16 where it computes that, as XLA goes over the arrays more often than that needs.
+Elsewhere, and with `FLAXCNN_PLAIN_CONVOLUTION=1`, it is `moments`, of which JAX takes the
+derivatives. So it is in statistics that devices share; and in a `jax.jit` that spreads a batch over
+several CPU devices the library's call gathers it.
 
 The gradient of another activation than ReLU wants the norm's output. On a CPU XLA would keep that,
 and what it made of it on the way, SiLU for one a sigmoid; `activated` computes both again.
@@ -33,10 +33,11 @@ def normalised(
 ) -> Normalised:
     """(x - mean) / sqrt(var + epsilon) * scale + bias of [..., C], and with `relu` the ReLU of it.
 
-    `near` [C] is about what the mean is; only how exact the variance is depends on it.
+    y is in the type of x, statistics are in that of scale, bias and near. `near` [C] is about what
+    the mean is; only how exact the variance is depends on it.
     """
     operands = (x, scale, bias, near)
-    if PLAIN or not _suits_onednn(*operands) or not onednn.available():
+    if PLAIN or not _suits_onednn(*operands):
         return normalised_plainly(*operands, epsilon, relu)
     return _by_platform(*varying_alike(*operands), float(epsilon), relu)
 
@@ -116,10 +117,10 @@ def _suits_onednn(x: jax.Array, *channels: jax.Array) -> bool:
     8x14x14x1024 3.7 / 1.3, 8x7x7x1152 1.2 / 0.4, 128x32x32x16 3.7 / 1.6, 128x8x8x64 1.2 / 0.5;
     8x112x112x96 16.8 / 17.9.
     """
-    single = all(a.dtype == jnp.float32 for a in (x, *channels))
+    single = all(a.dtype == jnp.float32 for a in channels)
     if x.ndim != 4 or not single or explicitly_sharded(x, *channels):
         return False
     # A program for any size has a symbol there; of nothing the library makes no statistics; and it
     # has no fast code for other numbers of channels.
     known = all(isinstance(size, int) for size in x.shape)
-    return known and x.size > 0 and x.shape[-1] % 8 == 0
+    return known and x.size > 0 and x.shape[-1] % 8 == 0 and onednn.computes(x.dtype)

@@ -1,6 +1,6 @@
 """Pooling with torch's geometry: explicit padding, ceil_mode, adaptive averages of any size.
 
-On a CPU, in training and in float32, oneDNN computes max pools (`onednn_pool`); on a GPU, and on a
+On a CPU, in training, oneDNN computes max pools (`onednn_pool`); on a GPU, and on a
 CPU otherwise, they are maxima of slices, with their places for the gradient (`max_places`). On a
 TPU, and with `FLAXCNN_PLAIN_CONVOLUTION=1`, they are XLA's windows. In a `jax.jit` that spreads a
 batch over several CPU devices the library's call gathers it.
@@ -62,7 +62,7 @@ def _max_by_platform(x: jax.Array, windows: Windows) -> jax.Array:
     2.9 / 1.3.
     """
     (top, _), (left, _) = windows.pads
-    library = x.dtype == jnp.float32 and onednn.available() and onednn_pool.suits(x.shape, windows)
+    library = onednn.computes(x.dtype) and onednn_pool.suits(x.shape, windows)
     # By places on a CPU XLA cuts padding off in passing, which saves 6 ms of 365 of a step of
     # resnet18, batch 8, on 2 cores; on a GPU in a pass of its own, 0.4 ms of 25 of resnet50, batch
     # 128, on an H100.

@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 
 from flaxcnn import blocks, normalisation
-from flaxcnn.cpu import norm_primitives, onednn, onednn_norm, xla_handlers
+from flaxcnn.cpu import norm_primitives, onednn, onednn_norm
 from flaxcnn.moments import normalised_plainly
 from flaxcnn.normalisation import normalised
 
@@ -128,6 +128,36 @@ def test_vmap_and_checkpoint(case: Case) -> None:
         assert_equal_to_float64(case, quantity, 5e-6)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_in_bfloat16(case: Case) -> None:
+    """Of arrays that are rounded already: maps are rounded once, statistics stay in float32."""
+    if not onednn.computes(jnp.bfloat16):
+        pytest.skip("this processor has no instructions for bfloat16")
+    x, scale, bias, near = operands(case)
+    dx = changes(case)[0]
+    x, dx, dy = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, dx, dx[::-1]))
+    scale, bias, near = (np.asarray(a, np.float32) for a in (scale, bias, near))
+
+    def quantity(how: Any, narrow: Any, wide: Any) -> Any:
+        f = function(how, case, jnp.asarray(near, wide))
+        of = [jnp.asarray(x, narrow), jnp.asarray(scale, wide), jnp.asarray(bias, wide)]
+        y, pull = jax.vjp(lambda *of: f(*of), *of)
+        zero = jnp.zeros(case.shape[-1:], wide)
+        changed = jax.jvp(lambda x: f(x, *of[1:]), (of[0],), (jnp.asarray(dx, narrow),))[1]
+        return y, pull((jnp.asarray(dy, narrow), zero, zero)), changed
+
+    found = quantity(normalised, jnp.bfloat16, jnp.float32)
+    with jax.enable_x64(True):
+        wanted = quantity(PLAIN, jnp.float64, jnp.float64)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        narrow = b.ndim == 4
+        assert a.dtype == (jnp.bfloat16 if narrow else jnp.float32)
+        largest = np.abs(b).max()
+        assert largest > 0
+        rounding = 2**-8 if narrow else 0  # half of the last of eight bits
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=rounding, atol=5e-6 * largest)
+
+
 def test_where_a_relu_is_at_zero_it_passes_no_gradient() -> None:
     """As `jax.nn.relu`; a scale of zero makes all y the bias."""
     case = CASES[0]
@@ -175,12 +205,13 @@ def test_of_many_values_far_from_zero(relu: bool, about: float) -> None:
     np.testing.assert_allclose(y, np.maximum(wanted, 0) if relu else wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_is_not_finite_stays_so(case: Case, value: float) -> None:
+def test_what_is_not_finite_stays_so(case: Case, value: float, dtype: Any) -> None:
     """The library's ReLU makes zeros of NaN; a training that diverged would go on, unseen."""
     x, scale, bias, near = (jnp.asarray(a, jnp.float32) for a in operands(case))
-    x = x.at[0, 0, 0, 3].set(value)
+    x = x.at[0, 0, 0, 3].set(value).astype(dtype)
     scale = scale.at[5].set(np.nan).at[6].set(np.inf)
     bias = bias.at[6].set(-np.inf)
     found = function(normalised, case, near)(x, scale, bias)
@@ -193,25 +224,30 @@ def test_what_is_not_finite_stays_so(case: Case, value: float) -> None:
 
 
 # ------------------------------------------------------------------------------ where it is used
-def program(case: Case, dtype: Any = jnp.float32) -> Any:
-    """The gradient of a norm, traced."""
+def program(case: Case, dtype: Any = jnp.float32, maps: Any = None) -> Any:
+    """The gradient of a norm, traced; `maps` is their type if it is not `dtype`."""
     of = [jnp.asarray(a, dtype) for a in operands(case)]
+    of[0] = of[0].astype(maps or dtype)
     return jax.jit(jax.grad(loss(function(normalised, case, of[3])), (0, 1, 2))).trace(*of[:3])
 
 
-CALL = "custom_call @flaxcnn_onednn_norm"
+CALLED = onednn_norm._VALUE
+CALL = f"custom_call @{CALLED}"
 
 
 def calls(case: Case, **options: Any) -> int:
     return int(program(case, **options).lower().as_text().count(CALL))
 
 
-def test_float32_maps_of_eights_of_channels_alone() -> None:
+def test_maps_of_eights_of_channels_alone() -> None:
     assert calls(Case((2, 5, 7, 16), True)) == 2
     assert calls(Case((2, 65, 67, 8), False)) == 1  # the value by XLA
     assert calls(Case((2, 5, 7, 12), True)) == 0
     assert calls(Case((5, 16), True)) == 0
     assert calls(Case((2, 5, 7, 16), True), dtype=jnp.bfloat16) == 0
+    assert calls(Case((2, 5, 7, 16), True), maps=jnp.float16) == 0
+    narrow = 2 if onednn.computes(jnp.bfloat16) else 0
+    assert calls(Case((2, 5, 7, 16), True), maps=jnp.bfloat16) == narrow
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -235,8 +271,11 @@ def test_switched_off_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_other_types_are_refused() -> None:
     ones = jnp.ones(8, jnp.bfloat16)
     with pytest.raises(TypeError, match="float32 alone"):
+        norm_primitives.normalised(jnp.ones((2, 3, 3, 8)), ones, ones, ones, 1e-5, True)
+    ones = ones.astype(jnp.float32)
+    with pytest.raises(TypeError, match="of float32 or bfloat16"):
         norm_primitives.normalised(
-            jnp.ones((2, 3, 3, 8), jnp.bfloat16), ones, ones, ones, 1e-5, True
+            jnp.ones((2, 3, 3, 8), jnp.float16), ones, ones, ones, 1e-5, True
         )
 
 
@@ -306,14 +345,25 @@ def test_without_jit(case: Case) -> None:
         assert_equal_to_float64(case, quantity, 5e-6)
 
 
-def test_a_number_of_signs_that_is_not_the_librarys_is_refused() -> None:
-    """A program from a file may come from a processor on which they take more bytes."""
-    norm = onednn_norm._norm(CASES[0].shape, EPSILON, True)
-    size = norm.size_of_signs
-    norm.check_signs([xla_handlers.Buffer(0, (size,))])
-    for wrong in ([], [xla_handlers.Buffer(0, (8 * size,))]):
-        with pytest.raises(ValueError, match="compile the program here"):
-            norm.check_signs(wrong)
+def test_arrays_that_are_not_the_librarys_are_refused() -> None:
+    """A program from a file may come from a processor on which signs take more bytes."""
+    x, scale, bias, _ = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
+    (size,) = onednn_norm.signs_shape(x, EPSILON)
+    usual = [x, scale, bias, jnp.zeros(size, jnp.uint8)]  # y, mean, var and signs
+
+    def call(results: Any, *of: jax.Array) -> None:
+        jax.block_until_ready(onednn_norm._call(CALLED, results, *of, epsilon=EPSILON, relu=True))
+
+    call(usual, x, scale, bias)
+    double = jnp.zeros(2 * size, jnp.uint8)
+    for place, wrong in ((0, x[:1]), (0, x.astype("bfloat16")), (1, scale[:8]), (3, double)):
+        results = [wrong if i == place else result for i, result in enumerate(usual)]
+        with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
+            call(results, x, scale, bias)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
+        call(usual, x, scale.astype("bfloat16"), bias)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="flaxcnn_onednn_norm"):
+        call(usual[:3], x, scale, bias)  # no signs
 
 
 # ------------------------------------------------------------------------------- blocks.norm_relu
@@ -350,6 +400,18 @@ def test_a_batch_norm_is_the_formula(
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         rounding = 2**-7 if a.dtype == jnp.bfloat16 else 1e-6
         np.testing.assert_allclose(a.astype("float32"), b.astype("float32"), rounding, 1e-5)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[6]], ids=str)
+def test_of_narrow_maps_a_norm_in_float32_is_not_rounded(case: Case) -> None:
+    x, variables = variables_of(case)
+    norm = blocks.BatchNorm(use_running_average=False)
+    x = x.astype(jnp.bfloat16)
+    narrow, wide = (
+        norm.apply(variables, of, mutable=["batch_stats"]) for of in (x, x.astype("float32"))
+    )
+    jax.tree.map(np.testing.assert_array_equal, narrow, wide)
+    assert narrow[0].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -36,6 +36,14 @@ CASES = [
 by_jax = partial(pooling._max_by_places, begin=(0, 0))
 
 
+TYPES = [jnp.float32, jnp.bfloat16]
+
+
+def skip_unless_computed(dtype: Any) -> None:
+    if not onednn.computes(dtype):
+        pytest.skip(f"this processor has no instructions for {np.dtype(dtype)}")
+
+
 def with_ties(*shape: int) -> jax.Array:
     """Small integers, of which many windows hold equal ones."""
     return jnp.asarray(np.random.default_rng(0).integers(-2, 3, shape), jnp.float32)
@@ -47,8 +55,10 @@ def random(*shape: int) -> jax.Array:
 
 @pytest.mark.parametrize("windows", CASES)
 @pytest.mark.parametrize("channels", [1, 3, 16, 24])
-def test_maxima_and_places_are_the_same(windows: Windows, channels: int) -> None:
-    x = with_ties(2, 9, 8, channels)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_maxima_and_places_are_the_same(windows: Windows, channels: int, dtype: Any) -> None:
+    skip_unless_computed(dtype)
+    x = with_ties(2, 9, 8, channels).astype(dtype)
     assert onednn_pool.suits(x.shape, windows)
     expected = max_places.maxima_and_places(x, windows)
     ours = pool_primitives._maxima.bind(x, windows=windows)
@@ -58,16 +68,26 @@ def test_maxima_and_places_are_the_same(windows: Windows, channels: int) -> None
 
 @pytest.mark.parametrize("windows", CASES)
 @pytest.mark.parametrize("channels", [3, 16])
-def test_the_gradient_is_the_same(windows: Windows, channels: int) -> None:
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_gradient_is_the_same(windows: Windows, channels: int, dtype: Any) -> None:
+    skip_unless_computed(dtype)
     x = with_ties(2, 9, 8, channels)
+    dy = random(2, *windows.along(9, 8), channels).astype(dtype)
 
-    def gradient(pool: Any) -> jax.Array:
-        y, pullback = jax.vjp(lambda x: pool(x, windows), x)
-        return jnp.asarray(pullback(random(*y.shape))[0])
+    def gradient(pool: Any, dtype: Any) -> np.ndarray:
+        """Of gradients in that type; what it returns is a float32 of it."""
+        _, pullback = jax.vjp(lambda x: pool(x, windows), x.astype(dtype))
+        (dx,) = pullback(dy.astype(dtype))
+        assert dx.dtype == dtype
+        return np.asarray(dx, np.float32)
 
-    tolerance = 0 if windows.stride >= windows.size else OTHER_ORDER
-    ours = gradient(pool_primitives.max_pool)
-    np.testing.assert_allclose(ours, gradient(by_jax), rtol=0, atol=tolerance)
+    ours, exact = gradient(pool_primitives.max_pool, dtype), gradient(by_jax, jnp.float32)
+    if windows.stride >= windows.size:  # nothing is added
+        np.testing.assert_array_equal(ours, exact)
+    elif dtype == jnp.float32:
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=OTHER_ORDER)
+    else:  # sums are rounded with each addition, those between 4 and 8 by up to 2^-6
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=windows.size**2 * 2**-6)
 
 
 @pytest.mark.parametrize("windows", CASES)
@@ -75,7 +95,7 @@ def test_other_derivatives(windows: Windows) -> None:
     """Forward, by vmap, of a gradient, of a gradient's gradient, and with rematerialisation."""
     x, dx = random(2, 9, 8, 16), with_ties(2, 9, 8, 16)
 
-    def derivatives(pool: Any) -> Any:
+    def derivatives(pool: Any, x: jax.Array, dx: jax.Array) -> Any:
         def loss(x: jax.Array) -> jax.Array:
             return jnp.sum(jnp.sin(pool(x, windows)) ** 2)
 
@@ -93,35 +113,40 @@ def test_other_derivatives(windows: Windows) -> None:
             ),
             jax.vmap(partial(pool, windows=windows), 1, 1)(x[:, None]),
             jax.jvp(jax.grad(loss), (x,), (dx,)),
-            jax.jit(jax.grad(of_gradient))(x),
+            jax.grad(of_gradient)(x),
             jax.grad(jax.checkpoint(loss))(x),
         )
 
     def by_platform(x: jax.Array, windows: Windows) -> jax.Array:
         return pooling._max_by_platform(x, windows)
 
-    ours, plain = map(derivatives, (by_platform, by_jax))
+    ours, plain = (jax.jit(partial(derivatives, pool))(x, dx) for pool in (by_platform, by_jax))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         # Of gradients' gradients: squares, and what they are made of is in another order already.
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf, np.finfo(np.float32).min])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("value", [np.nan, -np.nan, -np.inf, np.inf, "least"])
 @pytest.mark.parametrize("windows", CASES)
-def test_what_is_not_finite_is_as_it_was(windows: Windows, value: float) -> None:
+def test_what_is_not_finite_is_as_it_was(windows: Windows, value: Any, dtype: Any) -> None:
     """Alone, and in whole windows: the library makes something else of NaN and of -inf."""
-    x = np.array(random(2, 9, 8, 16))
+    skip_unless_computed(dtype)
+    value = float(jnp.finfo(dtype).min) if value == "least" else value
+    x = np.array(random(2, 9, 8, 16).astype(dtype))
     x[0, 4, 4, 3] = x[0, :, :, 5] = x[1, :6, :6, 7] = value
     expected = max_places.maxima_and_places(jnp.asarray(x), windows)
     ours = pool_primitives._maxima.bind(x, windows=windows)
     for a, b in zip(ours, expected, strict=True):
-        np.testing.assert_array_equal(a, b)
+        # As float32: NumPy does not take NaN in bfloat16 for equal.
+        np.testing.assert_array_equal(a.astype("float32"), b.astype("float32"))
     # Places in the padding too, which only whole windows of -inf have; they are nowhere.
-    dy = np.array(with_ties(*expected[1].shape))
+    dy = np.array(with_ties(*expected[1].shape).astype(dtype))
     dy[0, 1, 1, 0], dy[1, 1, 1, 1] = np.nan, np.inf
     of = expected[1], jnp.asarray(dy)
     back = pool_primitives._at_places.bind(*of, windows=windows, image=(9, 8))
-    np.testing.assert_array_equal(back, max_places.at_places(*of, windows, (9, 8)))
+    back, wanted = back.astype("float32"), max_places.at_places(*of, windows, (9, 8))
+    np.testing.assert_array_equal(back, wanted.astype("float32"))
 
 
 def test_what_it_suits() -> None:
@@ -142,8 +167,10 @@ def test_max_pool_calls_it_both_ways(window: int, stride: int, padding: int) -> 
     image = jax.ShapeDtypeStruct((2, 9, 8, 3), jnp.float32)
     text = jax.jit(gradient).lower(image).as_text()
     assert text.count(onednn_pool._MAXIMA) == text.count(onednn_pool._AT_PLACES) == 1
-    narrow = jax.ShapeDtypeStruct((2, 9, 8, 3), jnp.bfloat16)
-    assert "flaxcnn_onednn" not in jax.jit(gradient).lower(narrow).as_text()
+    for dtype in (jnp.bfloat16, jnp.float16):
+        narrow = jax.ShapeDtypeStruct((2, 9, 8, 3), dtype)
+        called = "flaxcnn_onednn" in jax.jit(gradient).lower(narrow).as_text()
+        assert called == onednn.computes(dtype)
     alone = jax.jit(lambda x: pooling.max_pool(x, window, stride, padding)).lower(image)
     assert "flaxcnn_onednn" not in alone.as_text()
 
@@ -187,8 +214,8 @@ def test_switched_off_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_other_types_are_refused() -> None:
-    narrow = jnp.zeros((1, 4, 4, 3), jnp.bfloat16)
-    with pytest.raises(TypeError, match="float32 alone, not bfloat16"):
+    narrow = jnp.zeros((1, 4, 4, 3), jnp.float16)
+    with pytest.raises(TypeError, match="float32 or bfloat16, not float16"):
         jax.vjp(lambda x: pool_primitives.max_pool(x, CASES[0]), narrow)
     with pytest.raises(ValueError, match="below 16"):
         jax.vjp(lambda x: pool_primitives.max_pool(x, Windows(16, 1, NONE)), random(1, 20, 20, 3))
@@ -231,11 +258,17 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     small, usual = (2, 3, 4, 3), (2, 4, 4, 3)
     single, byte = jnp.float32, jnp.uint8
     y, place = call(onednn_pool._MAXIMA, [(usual, single), (usual, byte)], x)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="places"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
         call(onednn_pool._MAXIMA, [(usual, single), (small, byte)], x)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
+        call(onednn_pool._MAXIMA, [(usual, jnp.bfloat16), (usual, byte)], x)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
+        call(onednn_pool._MAXIMA, [(usual, single), (usual, single)], x)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="FLOAT16"):
+        call(onednn_pool._MAXIMA, [(usual, jnp.float16), (usual, byte)], x.astype(jnp.float16))
     with pytest.raises(jax.errors.JaxRuntimeError, match="oneDNN"):
         call(onednn_pool._MAXIMA, [(small, single), (small, byte)], x)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="places"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
         call(onednn_pool._AT_PLACES, [(x.shape, single)], place[:, 1:], y)
     with pytest.raises(jax.errors.JaxRuntimeError, match="oneDNN"):
         call(onednn_pool._AT_PLACES, [((2, 9, 9, 9), single)], place, y)

@@ -1,7 +1,7 @@
 """Batch norm in training as JAX's primitives: the value, and what its derivatives are.
 
-With the ReLU that comes behind it, or without one. On arrays [N, H, W, C], scale and bias [C]; in
-float32.
+With the ReLU that comes behind it, or without one. On arrays [N, H, W, C], in float32 or bfloat16;
+scale and bias [C], and all statistics, in float32.
 
 Three primitives: the value; how it changes with x, scale and bias, which is linear in those
 changes; and the gradient, the transpose of that. On a CPU oneDNN computes value and gradient
@@ -23,6 +23,7 @@ from flaxcnn.cpu import onednn_norm
 from flaxcnn.moments import Normalised, normalised_plainly
 
 _AXES = (0, 1, 2)
+_TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 
 
 def normalised(
@@ -40,7 +41,7 @@ def _value_plainly(
     if not relu:
         return results
     # Signs that nothing reads: where this is used the gradient is plain too, and goes by y.
-    signs = jnp.zeros_like(scale, jnp.uint8, shape=onednn_norm.signs_shape(x.shape, epsilon))
+    signs = jnp.zeros_like(scale, jnp.uint8, shape=onednn_norm.signs_shape(x, epsilon))
     return *results, signs
 
 
@@ -58,9 +59,10 @@ def _tangent_plainly(
     """How y changes with x, scale and bias; `of_relu` is y and signs, if there is a ReLU."""
     deviations = jax.lax.rsqrt(var + epsilon)
     normal = (x - mean) * deviations
-    along = jnp.mean(dx, _AXES) + normal * jnp.mean(dx * normal, _AXES)
-    change = scale * deviations * (dx - along) + dscale * normal + dbias
-    return jnp.where(of_relu[0] > 0, change, 0) if of_relu else change
+    wide = dx.astype(scale.dtype)
+    along = jnp.mean(wide, _AXES) + normal * jnp.mean(wide * normal, _AXES)
+    change = scale * deviations * (wide - along) + dscale * normal + dbias
+    return (jnp.where(of_relu[0] > 0, change, 0) if of_relu else change).astype(x.dtype)
 
 
 def _gradient_plainly(
@@ -89,12 +91,12 @@ _gradient.multiple_results = True
 
 @_value.def_abstract_eval
 def _value_abstract(x: Any, scale: Any, *others: Any, epsilon: float, relu: bool) -> Any:
-    if any(a.dtype != np.float32 for a in (x, scale, *others)):
-        raise TypeError("a norm by oneDNN is of float32 alone")
+    if x.dtype not in _TYPES or any(a.dtype != np.float32 for a in (scale, *others)):
+        raise TypeError("a norm by oneDNN is of float32 or bfloat16, by float32 alone")
     channel = scale.update(weak_type=False)
     results = [x.update(weak_type=False), channel, channel]
     if relu:
-        signs = onednn_norm.signs_shape(x.shape, epsilon)
+        signs = onednn_norm.signs_shape(x, epsilon)
         results.append(channel.update(shape=signs, dtype=np.dtype(np.uint8)))
     return results
 
@@ -120,8 +122,9 @@ def _value_derived(primals: Any, tangents: Any, *, epsilon: float, relu: bool) -
     of_relu = (y, *signs) if relu else ()
     operands = varying_alike(dx, dscale, dbias, x, scale, mean, var, *of_relu)
     dy = _tangent.bind(*operands, epsilon=epsilon)
-    dmean = jnp.mean(dx, _AXES)
-    dvar = 2 * jnp.mean((x - mean) * dx, _AXES)
+    wide = dx.astype(mean.dtype)
+    dmean = jnp.mean(wide, _AXES)
+    dvar = 2 * jnp.mean((x - mean) * wide, _AXES)
     return results, [dy, dmean, dvar, *(ad.Zero(jax.typeof(a).to_tangent_aval()) for a in signs)]
 
 

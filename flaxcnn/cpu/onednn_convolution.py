@@ -67,7 +67,7 @@ def _by_xla(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
 
 
 def _lower(ctx: Any, a: Any, b: Any, *, kind: Kind, how: Geometry, shapes: Shapes) -> Any:
-    numbers = np.array((kind, Type.of(ctx.avals_in[0].dtype), *how.as_numbers()), np.int64)
+    numbers = np.array((kind, *how.as_numbers()), np.int64)
     return jax.ffi.ffi_lowering(_TARGET)(ctx, a, b, numbers=numbers)
 
 
@@ -80,9 +80,11 @@ def _handle(
     first, second, third = PLACES[kind]
     buffers = {first: arguments[0], second: arguments[1], third: results[0]}
     images, kernel, outputs = (buffers[place] for place in range(3))
+    for buffer in (kernel, outputs):
+        buffer.check(buffer.shape, images.dtype)
     shapes = (images.shape, kernel.shape, outputs.shape)
     addresses = (images.address, kernel.address, outputs.address)
-    convolve(kind, Geometry.from_numbers(numbers[2:]), shapes, addresses, Type(numbers[1]))
+    convolve(kind, Geometry.from_numbers(numbers[1:]), shapes, addresses, images.dtype)
 
 
 _convolution = Bilinear("onednn_convolution", _by_xla, (jnp.float32, jnp.bfloat16))
@@ -107,7 +109,7 @@ def convolve(
     geometry: Geometry,
     shapes: Shapes,
     addresses: Sequence[int],
-    of: Type = Type.FLOAT32,
+    dtype: Any,
 ) -> None:
     """Computes `kind` in place; shapes and addresses are of images, kernel and outputs.
 
@@ -115,14 +117,15 @@ def convolve(
         RuntimeError: the library cannot do this.
     """
     with onednn.lock:
-        _primitive(kind, geometry, shapes, of).run(addresses)
+        _primitive(kind, geometry, shapes, dtype).run(addresses)
 
 
 class _Primitive:
     """One convolution, and the kernel's way to the layout that the library wants and back."""
 
-    def __init__(self, kind: Kind, geometry: Geometry, shapes: Shapes, of: Type) -> None:
+    def __init__(self, kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> None:
         images, kernel, outputs = shapes
+        of = Type.of(dtype)
         made = Made()
         library = made.library
         ours = made.layout(*kernel_layout(kernel, geometry.groups), of)
@@ -180,8 +183,8 @@ class _Primitive:
 
 
 @lru_cache(maxsize=2048)  # of the deepest network a training step needs 500
-def _primitive(kind: Kind, geometry: Geometry, shapes: Shapes, of: Type) -> _Primitive:
-    return _Primitive(kind, geometry, shapes, of)
+def _primitive(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> _Primitive:
+    return _Primitive(kind, geometry, shapes, dtype)
 
 
 def _describe(made: Made, kind: Kind, geometry: Geometry, layouts: Layouts) -> ctypes.c_void_p:

@@ -15,7 +15,7 @@ import numpy as np
 
 from flaxcnn.bilinear import Shape
 from flaxcnn.cpu import onednn, xla_handlers
-from flaxcnn.cpu.onednn import Argument, Made, Query, Step
+from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
 from flaxcnn.moments import by_statistics, statistics
 
@@ -37,14 +37,14 @@ def value(
 
     What the mean is about, which comes last, only the plain form needs.
     """
-    signs = [jax.ShapeDtypeStruct(signs_shape(x.shape, epsilon), jnp.uint8)] if relu else []
+    signs = [jax.ShapeDtypeStruct(signs_shape(x, epsilon), jnp.uint8)] if relu else []
     if math.prod(x.shape[:3]) <= _FEW:
         results = [x, scale, scale, *signs]
         return _call(_VALUE, results, x, scale, bias, epsilon=epsilon, relu=relu)
-    mean, var = statistics(x)
+    mean, var = statistics(x.astype(scale.dtype))
     operands = (x, scale, bias, mean, var)
     if not relu:  # XLA computes it together with what follows
-        return by_statistics(*operands, epsilon), mean, var
+        return by_statistics(*operands, epsilon).astype(x.dtype), mean, var
     y, of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
     return y, mean, var, of_y
 
@@ -74,7 +74,8 @@ def _call(
 
 def _norm_of(arguments: list[xla_handlers.Buffer], numbers: tuple[int, ...]) -> "_Norm":
     bits, relu = numbers
-    return _norm(arguments[0].shape, float(np.int32(bits).view(np.float32)), bool(relu))
+    images = arguments[0]
+    return _norm(images.shape, images.dtype, float(np.int32(bits).view(np.float32)), bool(relu))
 
 
 def _handle_value(
@@ -83,10 +84,10 @@ def _handle_value(
     numbers: tuple[int, ...],
 ) -> None:
     norm = _norm_of(arguments, numbers)
-    _, scale, bias, *given = arguments
+    x, scale, bias, *given = arguments
     y, *found = results
     mean, var = given or found[:2]
-    norm.check_signs(results[1 if given else 3 :])
+    norm.check([x, y], [scale, bias, mean, var], results[1 if given else 3 :])
     step = norm.by_statistics if given else norm.value
     step.run([buffer.address for buffer in (*arguments, *results)])
     norm.spread_nan(y, [mean, var, scale, bias])
@@ -98,7 +99,8 @@ def _handle_gradient(
     numbers: tuple[int, ...],
 ) -> None:
     norm = _norm_of(arguments, numbers)
-    norm.check_signs(arguments[5:])
+    dy, x, scale, mean, var, *signs = arguments
+    norm.check([dy, x, results[0]], [scale, mean, var, *results[1:]], signs)
     norm.gradient.run([buffer.address for buffer in (*arguments, *results)])
 
 
@@ -114,11 +116,10 @@ _GLOBAL, _USE_SCALE, _USE_SHIFT, _FUSE_RELU = 1, 2, 4, 8  # dnnl_normalization_f
 class _Norm:
     """The primitives of one shape, and the size of what a value keeps for its gradient."""
 
-    def __init__(self, shape: Shape, epsilon: float, relu: bool) -> None:
-        self._shape, self._images = shape, ctypes.c_float * math.prod(shape)
-        self._channels = ctypes.c_float * shape[-1]
+    def __init__(self, shape: Shape, dtype: np.dtype, epsilon: float, relu: bool) -> None:
+        self._shape, self._dtype = shape, dtype
         made = Made()
-        x = made.layout(*image_layout(shape))
+        x = made.layout(*image_layout(shape), Type.of(dtype))
         channel = made.layout(shape[-1:], (1,))
         flags = _USE_SCALE | _USE_SHIFT | (_FUSE_RELU if relu else 0)
         engine, settings = made.library.engine, (ctypes.c_float(epsilon), flags)
@@ -161,40 +162,39 @@ class _Norm:
             ],
         )
 
-    def check_signs(self, signs: Sequence[xla_handlers.Buffer]) -> None:
-        """Of a program from a file, made perhaps where the library keeps them otherwise.
-
-        Raises:
-            ValueError: they have another size; the library would write behind their end.
-        """
-        sizes = [buffer.shape for buffer in signs]
-        wanted = [(self.size_of_signs,)] if self.size_of_signs else []  # without a ReLU none
-        if sizes != wanted:
-            raise ValueError(
-                f"signs {sizes} for {self.size_of_signs} bytes; compile the program here"
-            )
+    def check(
+        self,
+        maps: Sequence[xla_handlers.Buffer],
+        channels: Sequence[xla_handlers.Buffer],
+        signs: Sequence[xla_handlers.Buffer],
+    ) -> None:
+        """As `Buffer.check`."""
+        for buffers, shape, dtype in (
+            (maps, self._shape, self._dtype),
+            (channels, self._shape[-1:], np.float32),
+            (signs, (self.size_of_signs,), np.uint8),
+        ):
+            for buffer in buffers:
+                buffer.check(shape, dtype)
 
     def spread_nan(self, y: xla_handlers.Buffer, channels: Sequence[xla_handlers.Buffer]) -> None:
         """Over all of a channel in which something is not finite.
 
         The library's ReLU makes zeros of NaN, and a training that has gone wrong must be seen to.
         """
-        as_array = np.ctypeslib.as_array
         with np.errstate(all="ignore"):
-            arrays = [as_array(self._channels.from_address(a.address)) for a in channels]
-            total = np.add.reduce(arrays)
+            total = np.add.reduce([channel.as_array() for channel in channels])
             if math.isfinite(total.sum()):
                 return
-        images = as_array(self._images.from_address(y.address)).reshape(self._shape)
-        images[..., ~np.isfinite(total)] = np.nan
+        y.as_array()[..., ~np.isfinite(total)] = np.nan
 
 
 @lru_cache(maxsize=2048)
-def _norm(shape: Shape, epsilon: float, relu: bool) -> _Norm:
+def _norm(shape: Shape, dtype: np.dtype, epsilon: float, relu: bool) -> _Norm:
     with onednn.lock:
-        return _Norm(shape, epsilon, relu)
+        return _Norm(shape, dtype, epsilon, relu)
 
 
-def signs_shape(shape: Shape, epsilon: float) -> Shape:
-    """[bytes] of the signs of maps of such a shape."""
-    return (_norm(tuple(shape), float(np.float32(epsilon)), True).size_of_signs,)
+def signs_shape(x: Any, epsilon: float) -> Shape:
+    """[bytes] of the signs of maps of such a shape and type."""
+    return (_norm(tuple(x.shape), x.dtype, float(np.float32(epsilon)), True).size_of_signs,)

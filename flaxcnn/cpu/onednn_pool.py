@@ -1,21 +1,21 @@
 """Max pools as oneDNN computes them on a CPU: the maxima and their places, and back.
 
-In float32. The library numbers the places of a window as `max_places` does; what it makes of NaN
-and of -inf is its own, so that images with any are left to NumPy.
+In float32 and bfloat16. The library numbers the places of a window as `max_places` does; what it
+makes of NaN and of -inf is its own, so that images with any are left to NumPy.
 """
 
-import ctypes
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.bilinear import Shape
 from flaxcnn.cpu import onednn, xla_handlers
-from flaxcnn.cpu.onednn import Argument, Made, Query, Step
+from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
 from flaxcnn.max_places import Windows
 
@@ -66,10 +66,7 @@ def _handle_maxima(
 ) -> None:
     (x,), (y, place) = arguments, results
     pool = _pool_of(x, y, place, numbers)
-    with np.errstate(invalid="ignore"):
-        # The library begins with the least number: padding is that, to it.
-        usual = _array(x, np.float32).min() > np.finfo(np.float32).min
-    if usual:
+    if _usual(x.as_array()):
         pool.maxima.run([x.address, y.address, place.address])
     else:
         _by_numpy(x, y, place, pool.windows)
@@ -91,20 +88,25 @@ def _pool_of(
     place: xla_handlers.Buffer,
     numbers: Sequence[int],
 ) -> "_Pool":
-    if place.shape != y.shape:  # the library would go behind its end
-        raise ValueError(f"places {place.shape} of maxima {y.shape}")
-    return _pool(image.shape, y.shape, _windows(numbers))
+    y.check(y.shape, image.dtype)
+    place.check(y.shape, np.uint8)
+    return _pool(image.shape, y.shape, image.dtype, _windows(numbers))
 
 
 xla_handlers.register(_MAXIMA, _handle_maxima)
 xla_handlers.register(_AT_PLACES, _handle_at_places)
 
 
-def _array(buffer: xla_handlers.Buffer, dtype: Any) -> np.ndarray:
-    """XLA's own memory."""
-    size = math.prod(buffer.shape) * np.dtype(dtype).itemsize
-    memory = (ctypes.c_char * size).from_address(buffer.address)
-    return np.frombuffer(memory, dtype).reshape(buffer.shape)
+def _usual(x: np.ndarray) -> bool:
+    """No NaN, and all above the least number, with which the library begins: padding, to it."""
+    if x.dtype == np.float32:
+        with np.errstate(invalid="ignore"):
+            return bool(x.min() > np.finfo(np.float32).min)
+    # NumPy has no fast minimum of bfloat16. As integers negative numbers come last, in the order of
+    # their size, and NaN behind infinity in both halves.
+    least, infinity = np.array([jnp.finfo(x.dtype).min, np.inf], x.dtype).view(np.uint16)
+    bits = x.view(np.uint16)
+    return bool(bits.max() < least and bits.view(np.int16).max() <= infinity)
 
 
 def _by_numpy(
@@ -112,12 +114,13 @@ def _by_numpy(
 ) -> None:
     """As `max_places.maxima_and_places`."""
     around = ((0, 0), *windows.pads, (0, 0))
-    padded = np.pad(_array(x, np.float32), around, constant_values=-np.inf)
-    found, at = _array(y, np.float32), _array(place, np.uint8)
+    padded = np.pad(x.as_array(), around, constant_values=-np.inf)
+    found, at = y.as_array(), place.as_array()
     down, across = ((count - 1) * windows.stride + 1 for count in y.shape[1:3])
     for number, (i, j) in enumerate(windows.places):
         seen = padded[:, i : i + down : windows.stride, j : j + across : windows.stride]
-        better = ~((seen <= found) | np.isnan(found)) if number else True  # a NaN wins
+        with np.errstate(invalid="ignore"):
+            better = ~((seen <= found) | np.isnan(found)) if number else True  # a NaN wins
         np.copyto(found, seen, where=better)
         np.copyto(at, np.uint8(number), where=better)
 
@@ -130,13 +133,13 @@ _MAX = 0x1FF  # dnnl_pooling_max
 class _Pool:
     """The primitives of one shape of images and of their maxima."""
 
-    def __init__(self, shape: Shape, pooled: Shape, windows: Windows) -> None:
+    def __init__(self, shape: Shape, pooled: Shape, dtype: Any, windows: Windows) -> None:
         self.windows = windows
         low, high = zip(*windows.pads, strict=True)
         square = ((windows.stride,) * 2, (windows.size,) * 2)
         geometry = [onednn.integers(values) for values in (*square, (0, 0), low, high)]
         made = Made()
-        x, y = made.layout(*image_layout(shape)), made.layout(*image_layout(pooled))
+        x, y = (made.layout(*image_layout(of), Type.of(dtype)) for of in (shape, pooled))
         engine, attributes = made.library.engine, made.attributes()
 
         training = made(
@@ -170,6 +173,6 @@ class _Pool:
 
 
 @lru_cache(maxsize=2048)
-def _pool(shape: Shape, pooled: Shape, windows: Windows) -> _Pool:
+def _pool(shape: Shape, pooled: Shape, dtype: Any, windows: Windows) -> _Pool:
     with onednn.lock:
-        return _Pool(shape, pooled, windows)
+        return _Pool(shape, pooled, dtype, windows)

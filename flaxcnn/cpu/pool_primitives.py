@@ -1,16 +1,17 @@
 """Max pools as JAX's primitives: the maxima, and what their derivatives are.
 
-On arrays [N, H, W, C], in float32. Three primitives: the maxima with the place of each in its
-window; what an image has at those places, which is how the maxima change with it; and the transpose
-of that, an image with values at those places, which is the gradient. On a CPU oneDNN computes the
-first and the last (`onednn_pool`). The rest, forward-mode derivatives and a further axis by
-`jax.vmap`, is written in JAX's own functions (`max_places`).
+On arrays [N, H, W, C], in float32 or bfloat16. Three primitives: the maxima with the place of each
+in its window; what an image has at those places, which is how the maxima change with it; and the
+transpose of that, an image with values at those places, which is the gradient. On a CPU oneDNN
+computes the first and the last (`onednn_pool`). The rest, forward-mode derivatives and a further
+axis by `jax.vmap`, is written in JAX's own functions (`max_places`).
 """
 
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -64,8 +65,8 @@ _at_places = Primitive("onednn_at_places")  # of places and y
 
 @_maxima.def_abstract_eval
 def _maxima_abstract(x: Any, *, windows: Windows) -> Any:
-    if x.dtype != np.float32:
-        raise TypeError(f"a max pool by oneDNN is of float32 alone, not {x.dtype}")
+    if x.dtype not in (np.float32, jnp.bfloat16):
+        raise TypeError(f"a max pool by oneDNN is of float32 or bfloat16, not {x.dtype}")
     if windows.place_type != np.uint8:
         raise ValueError(f"a max pool by oneDNN has windows below 16, not {windows.size}")
     shape = (x.shape[0], *windows.along(*x.shape[1:3]), x.shape[3])

@@ -5,14 +5,26 @@ structures only grow, at their ends.
 """
 
 import ctypes
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 _METADATA = 1  # XLA_FFI_Extension_Metadata
 _INTERNAL = 13  # XLA_FFI_Error_Code_INTERNAL
+# XLA_FFI_DataType
+_TYPES = {
+    4: np.dtype(np.int32),
+    6: np.dtype(np.uint8),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float32),
+    12: np.dtype(np.float64),
+    16: np.dtype(jnp.bfloat16),
+}
 
 
 class Buffer(NamedTuple):
@@ -20,6 +32,24 @@ class Buffer(NamedTuple):
 
     address: int
     shape: tuple[int, ...]
+    dtype: np.dtype | None  # None for one of JAX's rarer types
+
+    def check(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Of a program from a file, say, made where the library keeps something otherwise.
+
+        Raises:
+            ValueError: it is another array; the library would go behind its end.
+        """
+        if self.shape != shape or self.dtype != dtype:
+            wanted = f"{np.dtype(dtype)} {shape}"
+            raise ValueError(f"{self.dtype} {self.shape}, not {wanted}; compile the program here")
+
+    def as_array(self) -> np.ndarray:
+        """XLA's own memory."""
+        dtype = np.dtype(self.dtype)
+        size = math.prod(self.shape) * dtype.itemsize
+        memory = memoryview((ctypes.c_char * size).from_address(self.address))
+        return np.frombuffer(memory, dtype).reshape(self.shape)
 
 
 # Called with the arguments, the results, and the integers of the attribute.
@@ -78,7 +108,10 @@ def _is_question(extension: int) -> bool:
 
 def _buffers(items: Any) -> list[Buffer]:
     raw = [_Buffer.from_address(items.items[i]) for i in range(items.size)]
-    return [Buffer(buffer.data, tuple(buffer.dimensions[: buffer.rank])) for buffer in raw]
+    return [
+        Buffer(buffer.data, tuple(buffer.dimensions[: buffer.rank]), _TYPES.get(buffer.dtype))
+        for buffer in raw
+    ]
 
 
 def _error(frame: Any, message: str) -> int | None:
