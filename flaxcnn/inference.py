@@ -2,9 +2,9 @@
 
 Everywhere batch norm is folded into the convolutions, and kernels come in the type of the layer.
 For a GPU that is enough: XLA has cuDNN add the bias and the residual branch and apply the ReLU. On
-a CPU, in float32 and with oneDNN, the network is traced, and each convolution and dense layer takes
-in what follows it: the bias, the sum with a residual branch, the activation (`onednn_layers`).
-Their kernels are brought into the library's order, once.
+a CPU, in the types that oneDNN computes, the network is traced, and each convolution and dense
+layer takes in what follows it: the bias, the sum with a residual branch, the activation
+(`onednn_layers`). Their kernels are brought into the library's order, once.
 """
 
 import math
@@ -59,12 +59,13 @@ def optimize_for_inference(
         fast, prepared = flaxcnn.optimize_for_inference(model, variables, images)
         logits = jax.jit(partial(fast.apply, train=False))(prepared, images)
 
-    On a CPU, in float32, the network that comes back is for images of this shape and dtype alone,
-    has no gradient and no `jax.vmap`, and wants `check_vma=False` of `jax.shard_map`; kernels are
-    in memory a second time as long as `variables` are. Elsewhere, and with
-    `FLAXCNN_PLAIN_CONVOLUTION=1`, it is what `fold_batchnorm` gives, with variables in the types
-    that layers compute in. Logits are those of before but for rounding; of what is not a number,
-    activations may make zeros. Not for `jax.jit`: variables are rewritten on the host.
+    On a CPU, in float32, and in bfloat16 where the processor has instructions for it, the network
+    that comes back is for images of this shape and dtype alone, has no gradient and no `jax.vmap`,
+    and wants `check_vma=False` of `jax.shard_map`; kernels are in memory a second time as long as
+    `variables` are. Elsewhere, and with `FLAXCNN_PLAIN_CONVOLUTION=1`, it is what `fold_batchnorm`
+    gives, with variables in the types that layers compute in. Logits are those of before but for
+    rounding; of what is not a number, activations may make zeros. Not for `jax.jit`: variables are
+    rewritten on the host.
 
     Args:
         model: of `create_model`.
@@ -78,14 +79,13 @@ def optimize_for_inference(
     folded, of_folded = fold_batchnorm(model, variables)
     # As JAX has them: without its 64-bit mode, float32 for float64.
     shape = jax.ShapeDtypeStruct(images.shape, jax.dtypes.canonicalize_dtype(images.dtype))
-    if not _by_onednn(folded.dtype):
-        return folded, _in_compute_types(folded, of_folded, shape)
-    return _in_layers(folded, of_folded, shape)
+    prepared = _in_compute_types(folded, of_folded, shape)
+    return _in_layers(folded, prepared, shape) if _by_onednn(folded.dtype) else (folded, prepared)
 
 
 def _by_onednn(dtype: DTypeLike) -> bool:
     on_cpu = jax.default_backend() == "cpu" and not convolution.PLAIN
-    return on_cpu and jnp.dtype(dtype) == jnp.float32 and onednn.available()
+    return on_cpu and onednn.computes(dtype)
 
 
 def _in_compute_types(model: Network, variables: Any, images: jax.ShapeDtypeStruct) -> Any:
@@ -138,8 +138,6 @@ def _in_layers(
     model: Network, variables: Any, images: jax.ShapeDtypeStruct
 ) -> tuple[Evaluable, Any]:
     """The program with layers that have taken in what follows, and the variables for it."""
-    # First as it is, for flax to refuse what does not fit together.
-    jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
     with nn.intercept_methods(_as_layer):
         traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
     equations, (*inputs, image) = traced.jaxpr.eqns, traced.jaxpr.invars
@@ -179,11 +177,12 @@ def _as_layer(
         return call(*arguments, **options)
     (x,) = arguments
     kernel: jax.Array = module.get_variable("params", "kernel")
-    narrow = {x.dtype, kernel.dtype, jnp.dtype(module.dtype or x.dtype)} == {jnp.dtype("float32")}
+    dtype = jnp.dtype(module.dtype or x.dtype)
     layer = _convolution(module, x, kernel) if kernel.ndim == 4 else _dense(module, x, kernel)
-    if layer is None or not narrow:
+    if layer is None or kernel.dtype != dtype or not onednn.computes(dtype):
         return call(*arguments, **options)
-    y = onednn_layers.primitive.bind(x, kernel, layer=layer)
+    layer = layer._replace(dtype=dtype)
+    y = onednn_layers.primitive.bind(x.astype(dtype), kernel, layer=layer)
     return y + module.get_variable("params", "bias").astype(y.dtype) if module.use_bias else y
 
 
@@ -231,7 +230,7 @@ class _Fusion(NamedTuple):
         """
         first, last = equations[self.members[0]], equations[self.members[-1]]
         packed = known(onednn_layers.pack(self.layer, np.asarray(given[self.kernel])))
-        biases = [np.asarray(given[v]) for v in self.biases]
+        biases = [np.asarray(given[v], np.float32) for v in self.biases]
         bias = [known(np.sum(biases, axis=0))] if biases else []
         residual = [self.residual] if self.residual is not None else []
         return first.replace(

@@ -64,8 +64,10 @@ def normalised_plainly(
 ) -> Normalised:
     """`by_moments` of x itself, and with `relu` the ReLU of it; `near` is about its mean.
 
-    y is in the type of x; a narrow one is computed in that of `near`.
+    In at least float32, as mean and variance are; y is in the type of x.
     """
-    wide = x - near
-    y, mean, var = by_moments(wide, moments(wide), scale, bias, epsilon)
+    dtype = jnp.promote_types(jnp.promote_types(x.dtype, near.dtype), jnp.float32)
+    near = near.astype(dtype)
+    wide = x.astype(dtype) - near
+    y, mean, var = by_moments(wide, moments(wide), scale.astype(dtype), bias.astype(dtype), epsilon)
     return Normalised((jax.nn.relu(y) if relu else y).astype(x.dtype), mean + near, var)

@@ -67,8 +67,8 @@ def test_logits_are_the_same(name: str) -> None:
     assert_same(logits(fast, prepared, images), logits(model, variables, images))
 
 
-def optimised(name: str, side: int = 64) -> Any:
-    model = flaxcnn.create_model(name)
+def optimised(name: str, side: int = 64, dtype: Any = jnp.float32) -> Any:
+    model = flaxcnn.create_model(name, dtype=dtype)
     like = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     return flaxcnn.optimize_for_inference(model, random_variables(model, like.shape), like)[0]
 
@@ -102,6 +102,41 @@ def test_what_the_layers_of_an_efficientnet_end_with() -> None:
     found = Counter(layer.activation for layer in layers_of(optimised("efficientnet_b0", 224)))
     silu = 1 + 15 + 16 + 1  # the first, those of 15 blocks that expand, depthwise ones, the last
     assert found == {Activation.SILU: silu, Activation.NONE: 16 + 1}
+
+
+# ------------------------------------------------------------------------------------ in bfloat16
+@needs_onednn
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "efficientnet_b0", "vgg11_bn"])
+def test_in_bfloat16_layers_take_in_the_same(name: str) -> None:
+    """All in bfloat16, but for the last dense layer, whose logits are in float32."""
+    if not onednn.computes(jnp.bfloat16):
+        pytest.skip("this processor has no instructions for bfloat16")
+    wide, narrow = (layers_of(optimised(name, 224, of)) for of in (jnp.float32, jnp.bfloat16))
+    *others, head = narrow
+    assert {layer.dtype for layer in others} == {np.dtype(jnp.bfloat16)}
+    assert [layer._replace(dtype=wide[0].dtype) for layer in (*others, head)] == wide
+    assert head.dtype == jnp.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "googlenet", "efficientnet_b0", "vgg11_bn", "resnet18_v2", "resnext50_32x4d"],
+)
+def test_in_bfloat16_logits_are_as_near_to_those_of_float32(name: str) -> None:
+    """As without it, or nearer, as each layer is rounded once."""
+    images = np.random.default_rng(0).normal(size=(4, 70, 67, 3)).astype("float32")
+    exact = shallow(flaxcnn.create_model(name, num_classes=100))
+    variables = random_variables(exact, images.shape)
+    model = exact.clone(dtype=jnp.bfloat16)
+    fast, prepared = flaxcnn.optimize_for_inference(model, variables, images)
+    wanted = logits(exact, variables, images)
+    ours, before = (
+        np.sqrt(np.mean(np.square(logits(*of, images) - wanted)))
+        for of in ((fast, prepared), flaxcnn.fold_batchnorm(model, variables))
+    )
+    assert 0 < before < 0.1 * np.abs(wanted).max()
+    assert ours < 1.1 * before
 
 
 # ----------------------------------------------------------------- networks that are not so simple
@@ -258,7 +293,7 @@ def test_images_that_are_too_small_are_refused() -> None:
 
 
 def test_elsewhere_batch_norm_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16, where oneDNN is not installed, and with plain convolutions."""
+    """In types that oneDNN does not compute, where it is not installed, with plain convolutions."""
     images = jnp.zeros((1, 32, 32, 3))
 
     def is_folded(dtype: Any = jnp.float32) -> bool:
@@ -268,7 +303,8 @@ def test_elsewhere_batch_norm_is_folded(monkeypatch: pytest.MonkeyPatch) -> None
         folded, of_folded = flaxcnn.fold_batchnorm(model, variables)
         return fast == folded and jax.tree.structure(prepared) == jax.tree.structure(of_folded)
 
-    assert is_folded(jnp.bfloat16)
+    assert is_folded(jnp.float16)
+    assert is_folded(jnp.bfloat16) == (not onednn.computes(jnp.bfloat16))
     assert is_folded() == (not onednn.available())
     monkeypatch.setattr(onednn, "available", lambda: False)
     assert is_folded()
@@ -278,8 +314,11 @@ def test_elsewhere_batch_norm_is_folded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18_v2", "efficientnet_b0"])
-def test_in_bfloat16_variables_come_in_the_types_of_their_layers(name: str) -> None:
+def test_elsewhere_variables_come_in_the_types_of_their_layers(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """But for what logits are made of, and for norms that multiply: they compute in float32."""
+    monkeypatch.setattr(onednn, "available", lambda: False)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     model = flaxcnn.create_model(name, num_classes=10, dtype=jnp.bfloat16)
     variables = random_variables(model, images.shape)

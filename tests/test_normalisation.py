@@ -34,9 +34,15 @@ class Case(NamedTuple):
 
 CASES = [
     Case(shape, relu)
-    for shape in ((2, 5, 7, 16), (3, 9, 4, 24), (2, 1, 1, 8), (2, 65, 67, 8))
+    for shape in ((2, 5, 7, 16), (3, 9, 4, 24), (2, 1, 1, 16), (2, 65, 67, 16))
     for relu in (True, False)
 ]
+NARROW = [case for case in CASES if case.shape[-1] % 16 == 0]  # in bfloat16 of sixteens alone
+
+
+def skip_unless_computed(dtype: Any) -> None:
+    if not onednn.computes(dtype):
+        pytest.skip(f"this processor has no instructions for {np.dtype(dtype)}")
 
 
 def operands(case: Case) -> tuple[np.ndarray, ...]:
@@ -128,11 +134,10 @@ def test_vmap_and_checkpoint(case: Case) -> None:
         assert_equal_to_float64(case, quantity, 5e-6)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", NARROW, ids=str)
 def test_in_bfloat16(case: Case) -> None:
     """Of arrays that are rounded already: maps are rounded once, statistics stay in float32."""
-    if not onednn.computes(jnp.bfloat16):
-        pytest.skip("this processor has no instructions for bfloat16")
+    skip_unless_computed(jnp.bfloat16)
     x, scale, bias, near = operands(case)
     dx = changes(case)[0]
     x, dx, dy = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, dx, dx[::-1]))
@@ -156,6 +161,43 @@ def test_in_bfloat16(case: Case) -> None:
         assert largest > 0
         rounding = 2**-8 if narrow else 0  # half of the last of eight bits
         np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=rounding, atol=5e-6 * largest)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 16), (2, 65, 67, 16)])
+def test_other_derivatives_in_bfloat16(shape: tuple[int, ...], relu: bool) -> None:
+    """Of all results, forward, of derivatives, with vmap and checkpoint, and not compiled."""
+    skip_unless_computed(jnp.bfloat16)
+    case = Case(shape, relu)
+    of, by = operands(case), changes(case)
+    x, dx = (jnp.asarray(a, jnp.bfloat16) for a in (of[0], by[0]))
+    scale, bias, near, dscale, dbias = (jnp.asarray(a, jnp.float32) for a in (*of[1:], *by[1:]))
+    point, change = (x, scale, bias), (dx, dscale, dbias)
+
+    def wide(how: Any) -> Function:
+        return lambda *of: tuple(a.astype("float32") for a in function(how, case, near)(*of))
+
+    def derivatives(how: Any) -> Any:
+        gradient = jax.grad(loss(wide(how)), (0, 1, 2))
+        return (
+            gradient(*point),
+            jax.jvp(wide(how), point, change),
+            jax.jvp(gradient, point, change),
+            jax.vmap(gradient, (0, None, None))(jnp.stack([x, x + dx]), scale, bias),
+            jax.grad(jax.checkpoint(loss(wide(how))), (0, 1, 2))(*point),
+        )
+
+    found, wanted = (jax.jit(derivatives, static_argnums=0)(how) for how in (normalised, PLAIN))
+    with jax.disable_jit():
+        found, wanted = (
+            (of, jax.grad(loss(wide(how)), (0, 1, 2))(*point))
+            for of, how in ((found, normalised), (wanted, PLAIN))
+        )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype
+        a, b = (np.asarray(v, np.float64) for v in (a, b))
+        # Both are rounded in up to three steps.
+        np.testing.assert_allclose(a, b, rtol=0, atol=2**-6 * np.abs(b).max())
 
 
 def test_where_a_relu_is_at_zero_it_passes_no_gradient() -> None:
@@ -205,11 +247,15 @@ def test_of_many_values_far_from_zero(relu: bool, about: float) -> None:
     np.testing.assert_allclose(y, np.maximum(wanted, 0) if relu else wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [*((case, jnp.float32) for case in CASES), *((case, jnp.bfloat16) for case in NARROW)],
+    ids=str,
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_is_not_finite_stays_so(case: Case, value: float, dtype: Any) -> None:
+def test_what_is_not_finite_stays_so(case: Case, dtype: Any, value: float) -> None:
     """The library's ReLU makes zeros of NaN; a training that diverged would go on, unseen."""
+    skip_unless_computed(dtype)
     x, scale, bias, near = (jnp.asarray(a, jnp.float32) for a in operands(case))
     x = x.at[0, 0, 0, 3].set(value).astype(dtype)
     scale = scale.at[5].set(np.nan).at[6].set(np.inf)
@@ -248,6 +294,8 @@ def test_maps_of_eights_of_channels_alone() -> None:
     assert calls(Case((2, 5, 7, 16), True), maps=jnp.float16) == 0
     narrow = 2 if onednn.computes(jnp.bfloat16) else 0
     assert calls(Case((2, 5, 7, 16), True), maps=jnp.bfloat16) == narrow
+    assert calls(Case((2, 5, 7, 24), True)) == 2
+    assert calls(Case((2, 5, 7, 24), True), maps=jnp.bfloat16) == 0  # of sixteens in bfloat16
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -355,6 +403,12 @@ def test_arrays_that_are_not_the_librarys_are_refused() -> None:
         jax.block_until_ready(onednn_norm._call(CALLED, results, *of, epsilon=EPSILON, relu=True))
 
     call(usual, x, scale, bias)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
+        jax.block_until_ready(
+            onednn_norm.gradient(
+                x.astype("bfloat16"), x, scale, scale, bias, x, usual[3], epsilon=EPSILON
+            )
+        )
     double = jnp.zeros(2 * size, jnp.uint8)
     for place, wrong in ((0, x[:1]), (0, x.astype("bfloat16")), (1, scale[:8]), (3, double)):
         results = [wrong if i == place else result for i, result in enumerate(usual)]
@@ -423,6 +477,26 @@ def test_parameters_of_another_type_stay_plain(dtype: Any) -> None:
     same = jax.tree.map(lambda a: a.astype(jnp.float32), variables)
     wanted, _ = norm.apply(same, x, mutable=["batch_stats"], method=blocks.norm_relu)
     np.testing.assert_allclose(y, wanted, atol=1e-5)
+
+
+def test_of_narrow_parameters_statistics_are_in_float32() -> None:
+    """As of the same numbers in float32."""
+    x, variables = variables_of(Case((2, 65, 67, 16), True))
+    norm = blocks.BatchNorm(use_running_average=False, dtype=jnp.bfloat16)
+    x = x.astype(jnp.bfloat16)
+    variables = jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables)
+    same = jax.tree.map(lambda a: a.astype(jnp.float32), variables)
+    (y, changed), (wanted, wanted_changed) = (
+        norm.apply(v, x, mutable=["batch_stats"], method=blocks.norm_relu)
+        for v in (variables, same)
+    )
+    for a, b in zip(*map(jax.tree.leaves, (changed, wanted_changed)), strict=True):
+        assert a.dtype == jnp.float32
+        # The running ones that are kept are multiplied in bfloat16.
+        np.testing.assert_allclose(a, b, rtol=2**-7)
+    assert y.dtype == jnp.bfloat16
+    y, wanted = (np.asarray(a, np.float64) for a in (y, wanted))
+    np.testing.assert_allclose(y, wanted, rtol=2**-7, atol=1e-5)
 
 
 def test_norms_made_of_batch_norms_are_called_as_they_are() -> None:

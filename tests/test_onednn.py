@@ -305,6 +305,18 @@ def test_an_error_is_the_programs_error() -> None:
         program(x, kernel).block_until_ready()
 
 
+def test_calls_of_other_versions_or_types_are_refused() -> None:
+    geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    call = jax.ffi.ffi_call(onednn_convolution._TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    numbers = [Kind.FORWARD, *geometry.as_numbers()]
+    assert call(x, kernel, numbers=np.array(numbers, np.int64)).shape == x.shape
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
+        call(x, kernel.astype("bfloat16"), numbers=np.array(numbers, np.int64))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="ValueError"):
+        call(x, kernel, numbers=np.array([*numbers, 1], np.int64))
+
+
 def test_where_it_is_faster() -> None:
     def taken(image: Any, kernel: Any, dtype: Any = jnp.float32, **more: Any) -> bool:
         arguments = settings(Case(image, kernel, **more))

@@ -66,23 +66,36 @@ def run(layer: Layer, *operands: jax.Array) -> jax.Array:
     return jax.block_until_ready(program(*operands))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", LAYERS)
-def test_values(name: str) -> None:
+def test_values(name: str, dtype: Any) -> None:
     """Every combination of bias, residual and activation; the residual is used again."""
+    if not onednn.computes(dtype):
+        pytest.skip(f"this processor has no instructions for {np.dtype(dtype)}")
     rng = np.random.default_rng(0)
     for bias, residual, activation in itertools.product([False, True], [False, True], Activation):
-        layer = LAYERS[name]._replace(bias=bias, residual=residual, activation=activation)
+        layer = LAYERS[name]._replace(
+            bias=bias, residual=residual, activation=activation, dtype=np.dtype(dtype)
+        )
+
+        def normal(shape: Any, of: Any = layer.dtype) -> np.ndarray:
+            """Numbers that the type has."""
+            return np.asarray(rng.normal(size=shape).astype(of), np.float64)
+
         arrays = [
-            rng.normal(size=layer.inputs),
-            rng.normal(size=layer.kernel),
-            3 * rng.normal(size=layer.kernel[-1]) * bias,
-            5 * rng.normal(size=layer.outputs) * residual,
+            normal(layer.inputs),
+            normal(layer.kernel),
+            3 * normal(layer.kernel[-1], np.float32) * bias,
+            4 * normal(layer.outputs) * residual,
         ]
         with jax.enable_x64(True):
             double = [jnp.asarray(a) for a in arrays]
             wanted = np.asarray(as_jax_has_it(layer, *double))
             sums = np.asarray(as_jax_has_it(LAYERS[name], *double))  # which are what is rounded
-        x, kernel, b, r = (jnp.asarray(a, jnp.float32) for a in arrays)
+        x, kernel, b, r = (
+            jnp.asarray(a, of)
+            for a, of in zip(arrays, (dtype, dtype, "float32", dtype), strict=True)
+        )
         operands = [x, jnp.asarray(onednn_layers.pack(layer, np.asarray(kernel)))]
         operands += [b] * bias + [r] * residual
 
@@ -90,7 +103,11 @@ def test_values(name: str) -> None:
             return onednn_layers.primitive.bind(*operands, layer=layer), operands[-1] + 1
 
         found, last = jax.jit(program)(*operands)
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * np.abs(sums).max())
+        assert found.dtype == dtype
+        rounding = 0 if dtype == jnp.float32 else 2**-8  # once: half of the last of eight bits
+        np.testing.assert_allclose(
+            np.asarray(found, np.float64), wanted, rtol=rounding, atol=1e-6 * np.abs(sums).max()
+        )
         np.testing.assert_array_equal(last, operands[-1] + 1)
 
 
@@ -98,7 +115,7 @@ def test_values(name: str) -> None:
 def test_all_of_a_layer_is_in_its_numbers(name: str) -> None:
     layer = LAYERS[name]._replace(bias=True, activation=Activation.SILU)
     numbers = [int(n) for n in layer.as_numbers()]
-    assert Layer.from_numbers(numbers, layer.inputs, layer.outputs) == layer
+    assert Layer.from_numbers(numbers, layer.inputs, layer.outputs, layer.dtype) == layer
 
 
 def test_an_error_is_the_programs_error() -> None:
@@ -109,8 +126,25 @@ def test_an_error_is_the_programs_error() -> None:
         run(wrong, jnp.zeros(wrong.inputs), jnp.zeros(9 * 16 * 48))
 
 
-def test_a_packed_kernel_of_another_size_is_refused() -> None:
-    """Before the library reads behind its end."""
-    layer = LAYERS["3x3"]
-    with pytest.raises(jax.errors.JaxRuntimeError, match="packed kernel of 7 elements, not"):
-        run(layer, jnp.zeros(layer.inputs), jnp.zeros(7))
+def test_arrays_that_are_not_the_librarys_are_refused() -> None:
+    """Before the library reads or writes behind their ends."""
+    layer = LAYERS["1x1"]._replace(bias=True, residual=True)
+    x, kernel = jnp.zeros(layer.inputs), jnp.asarray(onednn_layers.pack(layer, np.zeros((40, 24))))
+    bias, residual = jnp.zeros(24), jnp.zeros(layer.outputs)
+    run(layer, x, kernel, bias, residual)
+    numbers = np.array(layer.as_numbers(), np.int64)
+    like = jax.ShapeDtypeStruct(layer.outputs, jnp.float32)
+    call = partial(jax.ffi.ffi_call(onednn_layers._TARGET, like), numbers=numbers)
+    for wrong in (
+        (x, kernel[:7], bias, residual),
+        (x, kernel, bias[:7], residual),
+        (x, kernel, bias, residual[:1]),
+        (x, kernel.astype("bfloat16"), bias, residual),
+        (x, kernel, bias.astype("bfloat16"), residual),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
+            jax.block_until_ready(call(*wrong))
+    with pytest.raises(TypeError, match="of float32, its bias of float32, not of"):
+        run(layer, x.astype("bfloat16"), kernel, bias, residual)
+    with pytest.raises(TypeError, match="its bias of float32"):
+        run(layer, x, kernel, bias.astype("bfloat16"), residual)

@@ -87,13 +87,18 @@ def test_the_gradient_is_the_same(windows: Windows, channels: int, dtype: Any) -
     elif dtype == jnp.float32:
         np.testing.assert_allclose(ours, exact, rtol=0, atol=OTHER_ORDER)
     else:  # sums are rounded with each addition, those between 4 and 8 by up to 2^-6
-        np.testing.assert_allclose(ours, exact, rtol=0, atol=windows.size**2 * 2**-6)
+        most = (-(-windows.size // windows.stride)) ** 2  # windows that see an element
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=most * 2**-6)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("windows", CASES)
-def test_other_derivatives(windows: Windows) -> None:
+def test_other_derivatives(windows: Windows, dtype: Any) -> None:
     """Forward, by vmap, of a gradient, of a gradient's gradient, and with rematerialisation."""
-    x, dx = random(2, 9, 8, 16), with_ties(2, 9, 8, 16)
+    skip_unless_computed(dtype)
+    if dtype == jnp.bfloat16 and windows not in CASES[1:3]:
+        pytest.skip("the same for all windows; those of the networks have to do")
+    x, dx = (a.astype(dtype) for a in (random(2, 9, 8, 16), with_ties(2, 9, 8, 16)))
 
     def derivatives(pool: Any, x: jax.Array, dx: jax.Array) -> Any:
         def loss(x: jax.Array) -> jax.Array:
@@ -122,8 +127,12 @@ def test_other_derivatives(windows: Windows) -> None:
 
     ours, plain = (jax.jit(partial(derivatives, pool))(x, dx) for pool in (by_platform, by_jax))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
-        # Of gradients' gradients: squares, and what they are made of is in another order already.
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-4)
+        assert a.dtype == b.dtype == dtype
+        a, b = (np.asarray(v, np.float64) for v in (a, b))
+        # Of gradients' gradients: squares, and what they are made of is in another order already;
+        # in bfloat16 rounded in some steps.
+        atol = 2e-4 if dtype == jnp.float32 else 2**-5 * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -171,8 +180,10 @@ def test_max_pool_calls_it_both_ways(window: int, stride: int, padding: int) -> 
         narrow = jax.ShapeDtypeStruct((2, 9, 8, 3), dtype)
         called = "flaxcnn_onednn" in jax.jit(gradient).lower(narrow).as_text()
         assert called == onednn.computes(dtype)
-    alone = jax.jit(lambda x: pooling.max_pool(x, window, stride, padding)).lower(image)
-    assert "flaxcnn_onednn" not in alone.as_text()
+    alone = jax.jit(lambda x: pooling.max_pool(x, window, stride, padding))
+    assert "flaxcnn_onednn" not in alone.lower(image).as_text()  # in float32 XLA is as fast
+    narrow = jax.ShapeDtypeStruct(image.shape, jnp.bfloat16)
+    assert ("flaxcnn_onednn" in alone.lower(narrow).as_text()) == onednn.computes(jnp.bfloat16)
 
 
 @pytest.mark.parametrize("sizes", ["n, 9, 8, 16", "2, h, w, 16"])
@@ -264,7 +275,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         call(onednn_pool._MAXIMA, [(usual, jnp.bfloat16), (usual, byte)], x)
     with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
         call(onednn_pool._MAXIMA, [(usual, single), (usual, single)], x)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="FLOAT16"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="float32 and bfloat16 here"):
         call(onednn_pool._MAXIMA, [(usual, jnp.float16), (usual, byte)], x.astype(jnp.float16))
     with pytest.raises(jax.errors.JaxRuntimeError, match="oneDNN"):
         call(onednn_pool._MAXIMA, [(small, single), (small, byte)], x)

@@ -58,7 +58,7 @@ def _tangent_plainly(
 ) -> jax.Array:
     """How y changes with x, scale and bias; `of_relu` is y and signs, if there is a ReLU."""
     deviations = jax.lax.rsqrt(var + epsilon)
-    normal = (x - mean) * deviations
+    normal = (x.astype(mean.dtype) - mean) * deviations
     wide = dx.astype(scale.dtype)
     along = jnp.mean(wide, _AXES) + normal * jnp.mean(wide * normal, _AXES)
     change = scale * deviations * (wide - along) + dscale * normal + dbias
@@ -124,7 +124,7 @@ def _value_derived(primals: Any, tangents: Any, *, epsilon: float, relu: bool) -
     dy = _tangent.bind(*operands, epsilon=epsilon)
     wide = dx.astype(mean.dtype)
     dmean = jnp.mean(wide, _AXES)
-    dvar = 2 * jnp.mean((x - mean) * wide, _AXES)
+    dvar = 2 * jnp.mean((x.astype(mean.dtype) - mean) * wide, _AXES)
     return results, [dy, dmean, dvar, *(ad.Zero(jax.typeof(a).to_tangent_aval()) for a in signs)]
 
 

@@ -61,7 +61,11 @@ class Type(IntEnum):
 
     @classmethod
     def of(cls, dtype: Any) -> "Type":
-        return cls[np.dtype(dtype).name.upper()]
+        """Raises ValueError for another type."""
+        name = "another type" if dtype is None else np.dtype(dtype).name
+        if name.upper() not in cls.__members__:
+            raise ValueError(f"oneDNN computes float32 and bfloat16 here, not {name}")
+        return cls[name.upper()]
 
 
 class Argument(IntEnum):

@@ -38,9 +38,14 @@ class Geometry(NamedTuple):
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> "Geometry":
-        """Of `as_numbers`."""
-        pairs = [(numbers[i], numbers[i + 1]) for i in range(0, 8, 2)]
-        return cls(pairs[0], pairs[1], pairs[2], pairs[3], numbers[8])
+        """Of `as_numbers`.
+
+        Raises:
+            ValueError: there are more or fewer, in a program that another version made.
+        """
+        *steps, groups = numbers
+        strides, dilation, low, high = zip(steps[::2], steps[1::2], strict=True)
+        return cls(strides, dilation, low, high, groups)
 
 
 # ---------------------------------------------------------------------------------------- for JAX

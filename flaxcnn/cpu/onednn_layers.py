@@ -1,9 +1,10 @@
-"""Layers as inference needs them, each in one call of oneDNN on a CPU, in float32.
+"""Layers as inference needs them, each in one call of oneDNN on a CPU.
 
 A convolution or a dense layer with its bias, the sum with a residual branch, and the activation,
 which otherwise go over the outputs in memory once each. The kernel comes in the order in which the
 library wants it, made once by `pack`: with few images in a batch to do that takes as long as to
-multiply.
+multiply. In float32 or bfloat16, where the bias is in float32 all the same and what a layer makes
+is rounded once.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ from jax.interpreters import mlir
 
 from flaxcnn.bilinear import Shape
 from flaxcnn.cpu import onednn, xla_handlers
-from flaxcnn.cpu.onednn import Argument, Made, Query
+from flaxcnn.cpu.onednn import Argument, Made, Query, Type
 from flaxcnn.cpu.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
 
 _TARGET = "flaxcnn_onednn_layer"
@@ -49,14 +50,17 @@ class Layer(NamedTuple):
     bias: bool = False  # [O]
     residual: bool = False  # an array of the outputs' shape, added before the activation
     activation: Activation = Activation.NONE
+    dtype: np.dtype = np.dtype(np.float32)  # of all but the bias
 
     def as_numbers(self) -> tuple[int, ...]:
-        """All but the shapes that XLA tells: those of inputs and outputs."""
+        """All but what XLA tells: the shapes of inputs and outputs, and their type."""
         geometry = self.geometry.as_numbers() if self.geometry else ()
         return (self.bias, self.residual, self.activation, *self.kernel, *geometry)
 
     @classmethod
-    def from_numbers(cls, numbers: Sequence[int], inputs: Shape, outputs: Shape) -> "Layer":
+    def from_numbers(
+        cls, numbers: Sequence[int], inputs: Shape, outputs: Shape, dtype: np.dtype
+    ) -> "Layer":
         """Of `as_numbers`."""
         bias, residual, activation, *more = numbers
         kernel, geometry = tuple(more[: len(inputs)]), more[len(inputs) :]
@@ -68,13 +72,16 @@ class Layer(NamedTuple):
             bool(bias),
             bool(residual),
             Activation(activation),
+            dtype,
         )
 
 
 # ---------------------------------------------------------------------------------------- for JAX
 def _abstract(inputs: Any, kernel: Any, *others: Any, layer: Layer) -> Any:
-    if any(a.dtype != np.float32 for a in (inputs, kernel, *others)):
-        raise TypeError("a layer by oneDNN is of float32 alone")
+    bias, residual = others[: layer.bias], others[layer.bias :]
+    types = {a.dtype for a in (inputs, kernel, *residual)}
+    if types != {layer.dtype} or any(a.dtype != np.float32 for a in bias):
+        raise TypeError(f"a layer by oneDNN of {layer.dtype}, its bias of float32, not of {types}")
     return inputs.update(shape=layer.outputs, weak_type=False)
 
 
@@ -93,13 +100,13 @@ def _handle(
     inputs, kernel, *others = arguments
     (result,) = results
     with onednn.lock:
-        primitive = _primitive_of(numbers, inputs.shape, result.shape)
+        primitive = _primitive_of(numbers, inputs.shape, result.shape, inputs.dtype)
         bias = others[0].address if primitive.has_bias else 0
-        if primitive.has_bias and others[0].shape != result.shape[-1:]:
-            raise ValueError(f"a bias {others[0].shape} for outputs {result.shape}")
-        (given,), wanted = kernel.shape, primitive.kernel_size
-        if given != wanted:  # the library would read behind its end
-            raise ValueError(f"a packed kernel of {given} elements, not {wanted}")
+        if primitive.has_bias:
+            others[0].check(result.shape[-1:], np.float32)
+        kernel.check((primitive.kernel_size,), inputs.dtype)
+        for array in (result, *others[primitive.has_bias :]):
+            array.check(result.shape, inputs.dtype)
         primitive.run(inputs.address, kernel.address, bias, result.address)
 
 
@@ -121,7 +128,7 @@ def pack(layer: Layer, kernel: np.ndarray) -> np.ndarray:
     Raises:
         RuntimeError: the library cannot do this, or is not installed.
     """
-    ours = np.ascontiguousarray(kernel, np.float32)
+    ours = np.ascontiguousarray(kernel, layer.dtype)
     with onednn.lock:
         return _primitive(layer).pack(ours)
 
@@ -146,7 +153,8 @@ class _Primitive:
         self._bias = made.memory(bias) if bias is not None else None
         self._scratchpad = made.memory(scratchpad)
         self._scratchpad_size = library.size(scratchpad)
-        self.kernel_size = library.size(wanted) // np.float32().itemsize  # elements, packed
+        self._dtype = layer.dtype
+        self.kernel_size = library.size(wanted) // layer.dtype.itemsize  # elements, packed
         parts = [
             (Argument.SOURCE, self._inputs),
             (Argument.WEIGHTS, self._kernel),
@@ -159,7 +167,7 @@ class _Primitive:
         self._to_wanted = made.reorder(ours, wanted)
 
     def pack(self, kernel: np.ndarray) -> np.ndarray:
-        packed = np.zeros(self.kernel_size, np.float32)
+        packed = np.zeros(self.kernel_size, self._dtype)
         self._library.place(self._ours, kernel.ctypes.data)
         self._library.place(self._kernel, packed.ctypes.data)
         way = onednn.arguments((Argument.SOURCE, self._ours), (Argument.TARGET, self._kernel))
@@ -184,8 +192,10 @@ def _primitive(layer: Layer) -> _Primitive:
 
 
 @lru_cache(maxsize=2048)
-def _primitive_of(numbers: tuple[int, ...], inputs: Shape, outputs: Shape) -> _Primitive:
-    return _primitive(Layer.from_numbers(numbers, inputs, outputs))
+def _primitive_of(
+    numbers: tuple[int, ...], inputs: Shape, outputs: Shape, dtype: np.dtype
+) -> _Primitive:
+    return _primitive(Layer.from_numbers(numbers, inputs, outputs, dtype))
 
 
 def _attributes(made: Made, layer: Layer) -> ctypes.c_void_p:
@@ -193,7 +203,7 @@ def _attributes(made: Made, layer: Layer) -> ctypes.c_void_p:
     attributes, steps = made.attributes(), made("post_ops", "post_ops_create")
     append: Callable[..., None] = made.library.do
     if layer.residual:
-        append("post_ops_append_sum", steps, ctypes.c_float(1), 0, onednn.Type.FLOAT32)
+        append("post_ops_append_sum", steps, ctypes.c_float(1), 0, Type.of(layer.dtype))
     if layer.activation:
         parameters = (ctypes.c_float(value) for value in layer.activation.parameters)
         append("post_ops_append_eltwise", steps, int(layer.activation), *parameters)
@@ -209,23 +219,27 @@ def _describe_convolution(
 ) -> _Described:
     """The description; layouts of the kernel as JAX has it, of inputs and of outputs."""
     assert layer.geometry is not None
+    of = Type.of(layer.dtype)
     sizes, strides = kernel_layout(layer.kernel, layer.geometry.groups)
-    inputs, outputs = (made.layout(*image_layout(shape)) for shape in (layer.inputs, layer.outputs))
-    layouts = (inputs, made.any_layout(sizes), outputs)
+    maps = (layer.inputs, layer.outputs)
+    inputs, outputs = (made.layout(*image_layout(shape), of) for shape in maps)
+    layouts = (inputs, made.any_layout(sizes, of), outputs)
     description = describe_forward(made, _INFERENCE, layer.geometry, layouts, bias, attributes)
-    return description, made.layout(sizes, strides), inputs, outputs
+    return description, made.layout(sizes, strides, of), inputs, outputs
 
 
 def _describe_dense(
     made: Made, layer: Layer, bias: ctypes.c_void_p | None, attributes: ctypes.c_void_p
 ) -> _Described:
     """As `_describe_convolution`."""
+    of = Type.of(layer.dtype)
     channels, features = layer.kernel
-    inputs, outputs = (made.layout(shape, (shape[1], 1)) for shape in (layer.inputs, layer.outputs))
-    kernel = made.any_layout((features, channels))
+    rows = (layer.inputs, layer.outputs)
+    inputs, outputs = (made.layout(shape, (shape[1], 1), of) for shape in rows)
+    kernel = made.any_layout((features, channels), of)
     description = made(
         "primitive_desc",
         "inner_product_forward_primitive_desc_create",
         *(made.library.engine, _INFERENCE, inputs, kernel, bias, outputs, attributes),
     )
-    return description, made.layout((features, channels), (1, features)), inputs, outputs
+    return description, made.layout((features, channels), (1, features), of), inputs, outputs

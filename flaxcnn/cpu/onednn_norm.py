@@ -1,6 +1,7 @@
 """Batch norm in training as oneDNN computes it on a CPU, value and gradient.
 
 With the ReLU that comes behind it, or without one; `norm_primitives` makes JAX's primitives of it.
+Of maps in float32 or bfloat16, by statistics and scales in float32.
 """
 
 import ctypes
@@ -41,10 +42,11 @@ def value(
     if math.prod(x.shape[:3]) <= _FEW:
         results = [x, scale, scale, *signs]
         return _call(_VALUE, results, x, scale, bias, epsilon=epsilon, relu=relu)
-    mean, var = statistics(x.astype(scale.dtype))
-    operands = (x, scale, bias, mean, var)
+    wide = x.astype(scale.dtype)
+    mean, var = made_of = statistics(wide)
     if not relu:  # XLA computes it together with what follows
-        return by_statistics(*operands, epsilon).astype(x.dtype), mean, var
+        return by_statistics(wide, scale, bias, *made_of, epsilon).astype(x.dtype), mean, var
+    operands = (x, scale, bias, *made_of)
     y, of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
     return y, mean, var, of_y
 
@@ -114,7 +116,7 @@ _GLOBAL, _USE_SCALE, _USE_SHIFT, _FUSE_RELU = 1, 2, 4, 8  # dnnl_normalization_f
 
 
 class _Norm:
-    """The primitives of one shape, and the size of what a value keeps for its gradient."""
+    """The primitives of one kind of maps, and the size of what a value keeps for its gradient."""
 
     def __init__(self, shape: Shape, dtype: np.dtype, epsilon: float, relu: bool) -> None:
         self._shape, self._dtype = shape, dtype
@@ -139,6 +141,9 @@ class _Norm:
             *(engine, _BACKWARD, x, x, x, *settings, forward, made.attributes()),
         )
         workspace = made.library.chosen_layout(forward, Query.WORKSPACE)
+        same = made.library.equal(workspace, made.library.chosen_layout(given, Query.WORKSPACE))
+        if relu and not same:
+            raise RuntimeError("oneDNN keeps signs in two ways")
         self.size_of_signs = made.library.size(workspace) if relu else 0
         signs = [(Argument.WORKSPACE, workspace)] if relu else []
         statistics = [(Argument.MEAN, channel), (Argument.VARIANCE, channel)]
@@ -168,7 +173,7 @@ class _Norm:
         channels: Sequence[xla_handlers.Buffer],
         signs: Sequence[xla_handlers.Buffer],
     ) -> None:
-        """As `Buffer.check`."""
+        """That they are what the primitives were made for, as `Buffer.check` does."""
         for buffers, shape, dtype in (
             (maps, self._shape, self._dtype),
             (channels, self._shape[-1:], np.float32),

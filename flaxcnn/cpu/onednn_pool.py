@@ -43,7 +43,7 @@ def maxima_and_places(x: jax.Array, *, windows: Windows) -> list[jax.Array]:
 def at_places(
     place: jax.Array, y: jax.Array, *, windows: Windows, image: tuple[int, int]
 ) -> jax.Array:
-    """As `max_places.at_places`."""
+    """As `max_places.at_places`; in bfloat16 sums are rounded with each addition."""
     result = jax.ShapeDtypeStruct((y.shape[0], *image, y.shape[3]), y.dtype)
     called: jax.Array = jax.ffi.ffi_call(_AT_PLACES, result)(place, y, numbers=_numbers(windows))
     return called
@@ -131,7 +131,7 @@ _MAX = 0x1FF  # dnnl_pooling_max
 
 
 class _Pool:
-    """The primitives of one shape of images and of their maxima."""
+    """The primitives of one kind of images and of their maxima."""
 
     def __init__(self, shape: Shape, pooled: Shape, dtype: Any, windows: Windows) -> None:
         self.windows = windows

@@ -26,9 +26,12 @@ from flaxcnn.max_places import Windows
 def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
     """[N, H, W, C] -> [N, H', W', C]; of equal values in a window the first has the gradient.
 
-    Without derivatives by XLA, which finds maxima as fast, and beside the convolutions of other
-    branches: of googlenet's prediction, batch 8, that is 6 %.
+    Without derivatives in float32 by XLA, which finds maxima as fast, and beside the convolutions
+    of other branches: of googlenet's prediction, batch 8, that is 6 %. In bfloat16 it does not.
     """
+    if x.dtype == jnp.bfloat16:
+        y: jax.Array = _maxima.bind(x, windows=windows)[0]
+        return y
     return max_places.maxima(x, windows)
 
 

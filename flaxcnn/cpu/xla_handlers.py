@@ -17,14 +17,7 @@ import numpy as np
 _METADATA = 1  # XLA_FFI_Extension_Metadata
 _INTERNAL = 13  # XLA_FFI_Error_Code_INTERNAL
 # XLA_FFI_DataType
-_TYPES = {
-    4: np.dtype(np.int32),
-    6: np.dtype(np.uint8),
-    10: np.dtype(np.float16),
-    11: np.dtype(np.float32),
-    12: np.dtype(np.float64),
-    16: np.dtype(jnp.bfloat16),
-}
+_TYPES = {6: np.dtype(np.uint8), 11: np.dtype(np.float32), 16: np.dtype(jnp.bfloat16)}
 
 
 class Buffer(NamedTuple):
@@ -32,7 +25,7 @@ class Buffer(NamedTuple):
 
     address: int
     shape: tuple[int, ...]
-    dtype: np.dtype | None  # None for one of JAX's rarer types
+    dtype: np.dtype | None  # None for what no handler takes
 
     def check(self, shape: tuple[int, ...], dtype: Any) -> None:
         """Of a program from a file, say, made where the library keeps something otherwise.
@@ -41,15 +34,21 @@ class Buffer(NamedTuple):
             ValueError: it is another array; the library would go behind its end.
         """
         if self.shape != shape or self.dtype != dtype:
-            wanted = f"{np.dtype(dtype)} {shape}"
-            raise ValueError(f"{self.dtype} {self.shape}, not {wanted}; compile the program here")
+            wanted = dtype if dtype is None else np.dtype(dtype)
+            found = f"an array {self.shape} of {self.dtype}"
+            raise ValueError(f"{found}, not {shape} of {wanted}; compile the program here")
 
     def as_array(self) -> np.ndarray:
-        """XLA's own memory."""
-        dtype = np.dtype(self.dtype)
-        size = math.prod(self.shape) * dtype.itemsize
+        """XLA's own memory.
+
+        Raises:
+            ValueError: it is of another type.
+        """
+        if self.dtype is None:
+            raise ValueError(f"an array {self.shape} of a type that is not known here")
+        size = math.prod(self.shape) * self.dtype.itemsize
         memory = memoryview((ctypes.c_char * size).from_address(self.address))
-        return np.frombuffer(memory, dtype).reshape(self.shape)
+        return np.frombuffer(memory, self.dtype).reshape(self.shape)
 
 
 # Called with the arguments, the results, and the integers of the attribute.
