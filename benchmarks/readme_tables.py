@@ -18,6 +18,7 @@ TABLES = {
     "versus_torchvision": comparisons.versus_torchvision,
     "versus_epyc": comparisons.versus_epyc,
     "versus_plain": comparisons.versus_plain,
+    "versus_bfloat16_epyc": comparisons.versus_bfloat16_epyc,
     "versus_bfloat16": comparisons.versus_bfloat16,
     "versus_gpu": comparisons.versus_gpu,
     "library_share": times.library_share,

@@ -49,13 +49,13 @@ def versus_plain() -> str:
     return "\n".join(lines)
 
 
-def versus_bfloat16() -> str:
+def versus_bfloat16(device: str = "cpu") -> str:
     """The cases in bfloat16 whose float32 was measured too, and what that takes."""
     lines = [
         "| in bfloat16 | flaxcnn, ms | fastest torch, ms | ratio | flaxcnn in float32, ms |",
         "|---|---:|---:|---:|---:|",
     ]
-    cases = _compared()
+    cases = _compared(device)
     for case, times in cases.items():
         single = cases.get(case._replace(precision="float32"))
         if case.precision == "bfloat16" and single:
@@ -70,6 +70,11 @@ def versus_bfloat16() -> str:
             ratio = f"{results.ratio(times['flaxcnn'], theirs):.2f}"
             lines.append(f"| {case.arch}, {work} | {ours} | {torch} | {ratio} | {ours_single} |")
     return "\n".join(lines)
+
+
+def versus_bfloat16_epyc() -> str:
+    """As `versus_bfloat16`, on another processor."""
+    return versus_bfloat16("epyc")
 
 
 def versus_gpu() -> str:

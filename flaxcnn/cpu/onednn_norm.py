@@ -43,10 +43,10 @@ def value(
         results = [x, scale, scale, *signs]
         return _call(_VALUE, results, x, scale, bias, epsilon=epsilon, relu=relu)
     wide = x.astype(scale.dtype)
-    mean, var = made_of = statistics(wide)
+    mean, var = statistics(wide)
     if not relu:  # XLA computes it together with what follows
-        return by_statistics(wide, scale, bias, *made_of, epsilon).astype(x.dtype), mean, var
-    operands = (x, scale, bias, *made_of)
+        return by_statistics(wide, scale, bias, mean, var, epsilon).astype(x.dtype), mean, var
+    operands = (x, scale, bias, mean, var)
     y, of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
     return y, mean, var, of_y
 
