@@ -15,6 +15,7 @@ import quick
 from flax import linen as nn
 from flax.errors import ScopeParamShapeError
 from flax.traverse_util import flatten_dict
+from processor import skip_unless_computed
 from shallow import shallow
 from variables import random_variables
 
@@ -109,8 +110,7 @@ def test_what_the_layers_of_an_efficientnet_end_with() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "efficientnet_b0", "vgg11_bn"])
 def test_in_bfloat16_layers_take_in_the_same(name: str) -> None:
     """All in bfloat16, but for the last dense layer, whose logits are in float32."""
-    if not onednn.computes(jnp.bfloat16):
-        pytest.skip("this processor has no instructions for bfloat16")
+    skip_unless_computed(jnp.bfloat16)
     wide, narrow = (layers_of(optimised(name, 224, of)) for of in (jnp.float32, jnp.bfloat16))
     *others, head = narrow
     assert {layer.dtype for layer in others} == {np.dtype(jnp.bfloat16)}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from processor import skip_unless_computed
 
 from flaxcnn import blocks, normalisation
 from flaxcnn.cpu import norm_primitives, onednn, onednn_norm
@@ -38,11 +39,6 @@ CASES = [
     for relu in (True, False)
 ]
 NARROW = [case for case in CASES if case.shape[-1] % 16 == 0]  # in bfloat16 of sixteens alone
-
-
-def skip_unless_computed(dtype: Any) -> None:
-    if not onednn.computes(dtype):
-        pytest.skip(f"this processor has no instructions for {np.dtype(dtype)}")
 
 
 def operands(case: Case) -> tuple[np.ndarray, ...]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from processor import skip_unless_computed
 
 from flaxcnn import convolution
 from flaxcnn.bilinear import Kind
@@ -120,8 +121,7 @@ def test_values_and_gradients(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bfloat16_is_rounded_once(case: Case) -> None:
     """The value and both gradients, each summed exactly enough and then rounded: half of 2^-7."""
-    if not onednn.computes(jnp.bfloat16):
-        pytest.skip("the processor has no instructions for bfloat16")
+    skip_unless_computed(jnp.bfloat16)
 
     def function(convolve: Any, x: Any, kernel: Any) -> Any:
         y, back = jax.vjp(convolve, x, kernel)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from processor import skip_unless_computed
 
 from flaxcnn.cpu import onednn, onednn_layers
 from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry
@@ -70,8 +71,7 @@ def run(layer: Layer, *operands: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("name", LAYERS)
 def test_values(name: str, dtype: Any) -> None:
     """Every combination of bias, residual and activation; the residual is used again."""
-    if not onednn.computes(dtype):
-        pytest.skip(f"this processor has no instructions for {np.dtype(dtype)}")
+    skip_unless_computed(dtype)
     rng = np.random.default_rng(0)
     for bias, residual, activation in itertools.product([False, True], [False, True], Activation):
         layer = LAYERS[name]._replace(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from processor import skip_unless_computed
 
 from flaxcnn import max_places, pooling
 from flaxcnn.cpu import onednn, onednn_pool, pool_primitives
@@ -34,14 +35,7 @@ CASES = [
     Windows(4, 2, ((1, 2), (0, 3))),
 ]
 by_jax = partial(pooling._max_by_places, begin=(0, 0))
-
-
 TYPES = [jnp.float32, jnp.bfloat16]
-
-
-def skip_unless_computed(dtype: Any) -> None:
-    if not onednn.computes(dtype):
-        pytest.skip(f"this processor has no instructions for {np.dtype(dtype)}")
 
 
 def with_ties(*shape: int) -> jax.Array:
