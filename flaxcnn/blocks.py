@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from flaxcnn.bilinear import explicitly_sharded, varying_alike
 from flaxcnn.convolution import PLAIN, conv_general_dilated
+from flaxcnn.cpu.written import written
 from flaxcnn.matrix_product import dot_general
 from flaxcnn.moments import Normalised, by_moments, by_statistics, moments
 from flaxcnn.normalisation import Activation, activated, normalised
@@ -248,14 +249,14 @@ def relu(x: jax.Array) -> jax.Array:
 
     `jax.nn.relu` tells by x where its derivative is 1, so that x stays in memory until then; this
     one by what it returns, which the next layer keeps anyway. Where x is cheap to compute again, as
-    behind a norm, there is nothing in it.
+    behind a norm, there is nothing in it. On a CPU what it returns is `written` to memory.
     """
     return jax.nn.relu(x) if PLAIN else _relu(x)
 
 
 @jax.custom_jvp
 def _relu(x: jax.Array) -> jax.Array:
-    return jnp.maximum(x, 0)
+    return written(jnp.maximum(x, 0))
 
 
 @_relu.defjvp

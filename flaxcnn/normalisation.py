@@ -103,8 +103,8 @@ def _computed_again_jvp(
     tangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array]:
     y, x, scale, bias, mean, var = primals
-    # XLA would see that it is y once more, and keep that.
-    scale, bias = jax.lax.optimization_barrier((scale, bias))
+    # XLA would see that it is y once more, and keep that, or x - mean, of which the variance is.
+    scale, bias, mean = jax.lax.optimization_barrier((scale, bias, mean))
     again = by_statistics(x, scale, bias, mean, var, epsilon)
     return activation(y), jax.jvp(activation, (again.astype(y.dtype),), (tangents[0],))[1]
 

@@ -45,7 +45,9 @@ def value(
     wide = x.astype(scale.dtype)
     mean, var = statistics(wide)
     if not relu:  # XLA computes it together with what follows
-        return by_statistics(wide, scale, bias, mean, var, epsilon).astype(x.dtype), mean, var
+        # It would write x - mean, for this and for the variance.
+        again = jax.lax.optimization_barrier(mean)
+        return by_statistics(wide, scale, bias, again, var, epsilon).astype(x.dtype), mean, var
     operands = (x, scale, bias, mean, var)
     y, of_y = _call(_VALUE, [x, *signs], *operands, epsilon=epsilon, relu=relu)
     return y, mean, var, of_y
