@@ -15,7 +15,6 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from processor import skip_unless_computed
 
 from flaxcnn import blocks, create_model
-from flaxcnn.cpu import written as module
 from flaxcnn.cpu.written import written
 
 SHAPE = (3, 5, 7, 16)
@@ -97,7 +96,7 @@ def test_without_compilation() -> None:
 # -------------------------------------------------------------------------------------- for whom
 @pytest.fixture
 def as_jax_has_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(module, "PLAIN", True)
+    monkeypatch.setattr(blocks, "PLAIN", True)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -105,7 +104,7 @@ def as_jax_has_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def calls(dtype: Any, platform: str = "cpu") -> int:
     x = jax.ShapeDtypeStruct(SHAPE, dtype)
-    lowered = jax.jit(lambda x: written(jnp.exp(x))).trace(x).lower(lowering_platforms=(platform,))
+    lowered = jax.jit(lambda x: blocks.relu(x)).trace(x).lower(lowering_platforms=(platform,))
     return lowered.as_text().count("flaxcnn_written")
 
 
@@ -122,6 +121,13 @@ def test_not_where_types_say_how_an_array_is_spread() -> None:
         x = jax.device_put(jnp.concatenate([array()] * 2), PartitionSpec("data"))
         lowered = jax.jit(lambda x: written(jnp.exp(x))).lower(x)
         assert "flaxcnn_written" not in lowered.as_text()
+
+
+def test_not_in_programs_for_any_size() -> None:
+    shape = jax.export.symbolic_shape("n, 5, 7, 16")
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    program = jax.export.export(jax.jit(lambda x: written(jnp.exp(x))), platforms=("cpu",))(images)
+    np.testing.assert_allclose(program.call(array()), jnp.exp(array()), rtol=1e-6)
 
 
 def test_not_with_the_switch(as_jax_has_it: None) -> None:

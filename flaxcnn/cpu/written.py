@@ -15,7 +15,6 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from flaxcnn.bilinear import explicitly_sharded
-from flaxcnn.convolution import PLAIN
 from flaxcnn.cpu import onednn, xla_handlers
 
 _TARGET = "flaxcnn_written"
@@ -23,9 +22,11 @@ _TARGET = "flaxcnn_written"
 
 def written(x: jax.Array) -> jax.Array:
     """x, of any shape; in memory, where a CPU computes with oneDNN. Its derivative is not."""
-    if PLAIN or not onednn.computes(x.dtype) or explicitly_sharded(x):
+    # A program for any size has a symbol there, and is to run where this module may be missing.
+    known = all(isinstance(size, int) for size in x.shape)
+    if not known or not onednn.computes(x.dtype) or explicitly_sharded(x):
         return x
-    y: jax.Array = primitive.bind(x)
+    y: jax.Array = _primitive.bind(x)
     return y
 
 
@@ -38,11 +39,11 @@ def _handle(*_: Any) -> None:
     """Nothing is left to do."""
 
 
-primitive = Primitive("written")
-primitive.def_abstract_eval(lambda x: x)
-primitive.def_impl(lambda x: x)
-ad.primitive_jvps[primitive] = lambda x, dx: (primitive.bind(*x), *dx)
-batching.primitive_batchers[primitive] = lambda x, axes: (primitive.bind(*x), *axes)
-mlir.register_lowering(primitive, lambda _, x: [x])
-mlir.register_lowering(primitive, _lower, platform="cpu")
+_primitive = Primitive("written")
+_primitive.def_abstract_eval(lambda x: x)
+_primitive.def_impl(lambda x: x)
+ad.primitive_jvps[_primitive] = lambda x, dx: (_primitive.bind(*x), *dx)
+batching.primitive_batchers[_primitive] = lambda x, axes: (_primitive.bind(*x), *axes)
+mlir.register_lowering(_primitive, lambda _, x: [x])
+mlir.register_lowering(_primitive, _lower, platform="cpu")
 xla_handlers.register(_TARGET, _handle)
