@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,45 @@ def write_csv(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     """All rows, which have the columns of the first; nothing without a path or rows."""
     if not path or not rows:
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    os.replace(unfinished, path)
+
+
+def read_csv(path: Path | None, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of such a file; none without a path, or where there is no file yet.
+
+    Raises:
+        SystemExit: it has other columns.
+    """
+    if not path or not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if list(reader.fieldnames or []) != list(columns):
+        raise SystemExit(f"{path} has other columns than {', '.join(columns)}; name another file")
+    return rows
+
+
+def in_place_of(
+    earlier: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """`earlier` with `rows` in place of those that are the same by `keys`; new ones at the end."""
+    there, measured = _groups(earlier, keys), _groups(rows, keys)
+    return [row for group in (there | measured).values() for row in group]
+
+
+def _groups(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(str(row[key]) for key in keys)].append(row)
+    return dict(groups)
 
 
 def write_json(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.machine import cores, cpu_name
 from benchmarks.paired import Contestant, Timing, time_in_turns
-from benchmarks.row_files import make_folders, write_csv, write_json
+from benchmarks.row_files import in_place_of, make_folders, read_csv, write_csv, write_json
 
 OURS, THEIRS = "benchmarks.workloads", "benchmarks.torch_workloads"
 MODES = {"train": "training", "predict": "prediction"}
@@ -45,6 +45,10 @@ class Case(NamedTuple):
     image_size: int  # pixels
     batch_size: int  # images
     precision: str
+
+
+_MEASURED = "contestant versions device cpu first_step_seconds logits_apart round step_ms flops"
+COLUMNS = (*Case._fields, *_MEASURED.split())  # of the files of results
 
 
 def contestants(case: Case, options: argparse.Namespace, folder: str) -> list[Contestant]:
@@ -191,8 +195,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--threads", type=int, default=cores(), help="of torch (as many as there are cores)"
     )
-    parser.add_argument("--csv", type=Path, help="file to write every round to")
-    parser.add_argument("--json", type=Path, help="the same as JSON")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        help="file to write every round to; what was compared before stays in it, "
+        "but for what is compared again",
+    )
+    parser.add_argument("--json", type=Path, help="the rounds of this run as JSON")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.threads, options.image_size, *options.batch_size) < 1:
         parser.error("rounds, threads, image and batch sizes are at least 1")
@@ -203,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Times, prints, writes; the files hold all that there are so far. Returns the exit code."""
     options = parse_arguments(arguments)
     make_folders(options.csv, options.json)
+    earlier = read_csv(options.csv, COLUMNS)
     rows: list[dict[str, Any]] = []
     failed = 0
     for arch, mode, batch_size, precision in itertools.product(
@@ -226,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(versions)
         print(table(timings), flush=True)
         rows += rows_of(case, timings)
-        write_csv(options.csv, rows)
+        write_csv(options.csv, in_place_of(earlier, rows, Case._fields))
         write_json(options.json, rows)
     return failed
 

@@ -180,6 +180,7 @@ def test_the_ratio_is_to_the_fastest_torch_round_by_round() -> None:
     product = dataclasses.replace(product, facts={**product.facts, "flops": "12"})
     rows = versus_torchvision.rows_of(case, [*timings, product])
     assert len(rows) == 12
+    assert tuple(rows[0]) == versus_torchvision.COLUMNS
     assert rows[0]["logits_apart"] == "1.25e-01"
     assert (rows[0]["flops"], rows[-1]["flops"], rows[-1]["logits_apart"]) == ("", "12", "")
 
