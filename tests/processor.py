@@ -11,4 +11,4 @@ from flaxcnn.cpu import onednn
 def skip_unless_computed(dtype: Any) -> None:
     """In bfloat16 oneDNN computes only where the processor has instructions for it."""
     if not onednn.computes(dtype):
-        pytest.skip(f"this processor has no instructions for {np.dtype(dtype)}")
+        pytest.skip(f"oneDNN is not here, or the processor lacks instructions: {np.dtype(dtype)}")

@@ -55,7 +55,8 @@ def test_nothing_changes(dtype: Any) -> None:
         wanted = compiled(partial(derivatives, not_kept))(x)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             assert a.dtype == b.dtype == dtype
-            # Where XLA takes steps together it rounds, in bfloat16, once instead of each time.
+            # Where XLA takes steps together it rounds once instead of each time: of up to eight
+            # roundings in a row, by 2^-24 each in float32 and by 2^-8 in bfloat16, of the largest.
             digits = 2.0**-21 if dtype == jnp.float32 else 2.0**-5
             np.testing.assert_allclose(
                 np.float32(a), np.float32(b), rtol=0, atol=digits * float(jnp.abs(b).max())
@@ -82,10 +83,10 @@ def test_one_image_on_each_device() -> None:
     spread = PartitionSpec("batch")
 
     def kept(x: jax.Array) -> jax.Array:
-        return jax.grad(lambda x: jnp.sum(jnp.sin(written(jnp.exp(x)))))(x)
+        return jax.grad(lambda x: jnp.sum(jnp.square(written(2 * x))))(x)
 
     found = jax.jit(jax.shard_map(kept, mesh=mesh, in_specs=spread, out_specs=spread))(x)
-    np.testing.assert_allclose(found, jnp.cos(jnp.exp(x)) * jnp.exp(x), rtol=1e-5)
+    np.testing.assert_array_equal(found, 8 * x)  # powers of two: nothing is rounded
 
 
 def test_without_compilation() -> None:
@@ -126,8 +127,8 @@ def test_not_where_types_say_how_an_array_is_spread() -> None:
 def test_not_in_programs_for_any_size() -> None:
     shape = jax.export.symbolic_shape("n, 5, 7, 16")
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    program = jax.export.export(jax.jit(lambda x: written(jnp.exp(x))), platforms=("cpu",))(images)
-    np.testing.assert_allclose(program.call(array()), jnp.exp(array()), rtol=1e-6)
+    program = jax.export.export(jax.jit(lambda x: written(2 * x)), platforms=("cpu",))(images)
+    np.testing.assert_array_equal(program.call(array()), 2 * array())
 
 
 def test_not_with_the_switch(as_jax_has_it: None) -> None:
