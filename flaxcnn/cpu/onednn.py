@@ -136,6 +136,11 @@ class Library:
             self.stream = self.create("stream_create", self.engine, 1)
             self._place = self._quick.dnnl_memory_set_data_handle
             self._place.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+            self._execute = self._slow.dnnl_primitive_execute
+            self._execute_quickly = self._quick.dnnl_primitive_execute
+            for execute in (self._execute, self._execute_quickly):
+                pointer = ctypes.c_void_p
+                execute.argtypes = (pointer, pointer, ctypes.c_int, pointer)
             self._wait = self._quick.dnnl_stream_wait
 
     def _has_all_its_threads(self) -> bool:
@@ -156,13 +161,12 @@ class Library:
 
     def execute_quickly(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
         """Without giving the GIL away, which to get back may take longer than this."""
-        self.do("primitive_execute", primitive, self.stream, len(arguments), arguments)
+        status = self._execute_quickly(primitive, self.stream, len(arguments), arguments)
+        _check("primitive_execute", status)
         _check("stream_wait", self._wait(self.stream))
 
     def execute(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
-        status = self._slow.dnnl_primitive_execute(
-            primitive, self.stream, len(arguments), arguments
-        )
+        status = self._execute(primitive, self.stream, len(arguments), arguments)
         _check("primitive_execute", status)
         _check("stream_wait", self._wait(self.stream))
 
@@ -191,8 +195,9 @@ class Library:
     def size(self, layout: ctypes.c_void_p) -> int:
         return int(self._quick.dnnl_memory_desc_get_size(layout))
 
-    def place(self, memory: ctypes.c_void_p, address: int) -> None:
-        _check("memory_set_data_handle", self._place(memory, address))
+    def place(self, memories: Sequence[ctypes.c_void_p], addresses: Sequence[int]) -> None:
+        for memory, address in zip(memories, addresses, strict=True):
+            _check("memory_set_data_handle", self._place(memory, address))
 
 
 @cache
@@ -300,14 +305,20 @@ class Reorder:
     def __init__(self, made: Made, source: ctypes.c_void_p, target: ctypes.c_void_p) -> None:
         self._library, engine = made.library, made.library.engine
         self._alone = made.library.size(target) <= self._SMALL
+        self._memories = source_memory, target_memory = made.memory(source), made.memory(target)
+        self._arguments = arguments(
+            (Argument.SOURCE, source_memory), (Argument.TARGET, target_memory)
+        )
         between = (source, engine, target, engine, None)
         with self._library.one_thread(self._alone):
             description = made("primitive_desc", "reorder_primitive_desc_create", *between)
             self._primitive = made.primitive(description)
 
-    def run(self, arguments: Any) -> None:
+    def run(self, source: int, target: int) -> None:
+        """From one address to the other, under `lock`."""
+        self._library.place(self._memories, (source, target))
         with self._library.one_thread(self._alone):
-            self._library.execute_quickly(self._primitive, arguments)
+            self._library.execute_quickly(self._primitive, self._arguments)
 
 
 def _destroy(library: Library, everything: list[tuple[str, ctypes.c_void_p]]) -> None:
@@ -338,22 +349,21 @@ class Step:
         scratchpad = library.chosen_layout(description, Query.SCRATCHPAD)
         self._library, self._made = library, made
         self._primitive = made.primitive(description)
-        self._memories = [made.memory(layout) for _, layout in parts]
-        self._scratchpad = made.memory(scratchpad)
-        self._scratchpad_size = library.size(scratchpad)
-        self._arguments = arguments(
-            *zip([argument for argument, _ in parts], self._memories, strict=True),
-            (Argument.SCRATCHPAD, self._scratchpad),
-        )
+        memories = [made.memory(layout) for _, layout in (*parts, (None, scratchpad))]
+        self._memories = memories
+        self.scratchpad_size = library.size(scratchpad)
+        names = [*(argument for argument, _ in parts), Argument.SCRATCHPAD]
+        self._arguments = arguments(*zip(names, memories, strict=True))
 
     def run(self, addresses: Sequence[int]) -> None:
         """Of one array for each part, in their order."""
-        place = self._library.place
         with lock:
-            for memory, address in zip(self._memories, addresses, strict=True):
-                place(memory, address)
-            place(self._scratchpad, workspace(self._scratchpad_size))
-            self._library.execute(self._primitive, self._arguments)
+            self.run_within(addresses, workspace(self.scratchpad_size))
+
+    def run_within(self, addresses: Sequence[int], working: int) -> None:
+        """Under `lock`, its memory for work at `working`."""
+        self._library.place(self._memories, [*addresses, working])
+        self._library.execute(self._primitive, self._arguments)
 
 
 # ----------------------------------------------------------------------- memory for all of them

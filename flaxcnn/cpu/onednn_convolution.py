@@ -6,7 +6,6 @@ library (machine code for one case) is made at its first call and kept.
 
 import ctypes
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,8 @@ from jax import lax
 
 from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
 from flaxcnn.cpu import onednn, xla_handlers
-from flaxcnn.cpu.onednn import Argument, Made, Query, Reorder, Type
+from flaxcnn.cpu.onednn import Argument, Made, Query, Reorder, Step, Type
+from flaxcnn.cpu.xla_handlers import Array
 
 NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
@@ -76,26 +76,23 @@ def _lower(ctx: Any, a: Any, b: Any, *, kind: Kind, how: Geometry, shapes: Shape
     return jax.ffi.ffi_lowering(_TARGET)(ctx, a, b, numbers=numbers)
 
 
-def _handle(
-    arguments: list[xla_handlers.Buffer],
-    results: list[xla_handlers.Buffer],
-    numbers: tuple[int, ...],
-) -> None:
+def _prepare(
+    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
+) -> xla_handlers.Run:
     kind = Kind(numbers[0])
-    first, second, third = PLACES[kind]
-    buffers = {first: arguments[0], second: arguments[1], third: results[0]}
-    images, kernel, outputs = (buffers[place] for place in range(3))
-    for buffer in (kernel, outputs):
-        buffer.check(buffer.shape, images.dtype)
+    arrays = dict(zip(PLACES[kind], (*arguments, *results), strict=True))
+    images, kernel, outputs = (arrays[place] for place in range(3))
+    for array in (kernel, outputs):
+        array.check(array.shape, images.dtype)
     shapes = (images.shape, kernel.shape, outputs.shape)
-    addresses = (images.address, kernel.address, outputs.address)
-    convolve(kind, Geometry.from_numbers(numbers[1:]), shapes, addresses, images.dtype)
+    with onednn.lock:
+        return _Primitive(kind, Geometry.from_numbers(numbers[1:]), shapes, images.dtype).run
 
 
 _convolution = Bilinear("onednn_convolution", _by_xla, (jnp.float32, jnp.bfloat16))
 _convolution.on_cpu(_lower)
 # Now, and not with the first convolution: a program read from a file comes without one.
-xla_handlers.register(_TARGET, _handle)
+xla_handlers.register(_TARGET, _prepare)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN
@@ -109,24 +106,12 @@ _ARGUMENTS = {
 Layouts = tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]  # images, kernel, outputs
 
 
-def convolve(
-    kind: Kind,
-    geometry: Geometry,
-    shapes: Shapes,
-    addresses: Sequence[int],
-    dtype: Any,
-) -> None:
-    """Computes `kind` in place; shapes and addresses are of images, kernel and outputs.
+class _Primitive:
+    """One convolution, and the kernel's way to the layout that the library wants and back.
 
     Raises:
         RuntimeError: the library cannot do this.
     """
-    with onednn.lock:
-        _primitive(kind, geometry, shapes, dtype).run(addresses)
-
-
-class _Primitive:
-    """One convolution, and the kernel's way to the layout that the library wants and back."""
 
     def __init__(self, kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> None:
         images, kernel, outputs = shapes
@@ -144,52 +129,36 @@ class _Primitive:
         wanted = library.chosen_layout(
             description, Query.WEIGHTS_GRADIENT if of_gradient else Query.WEIGHTS
         )
-        scratchpad = library.chosen_layout(description, Query.SCRATCHPAD)
-
-        self._library, self._made = library, made
-        self._primitive = made.primitive(description)
-        self._images, self._outputs = made.memory(layouts[0]), made.memory(layouts[2])
-        self._wanted, self._ours = made.memory(wanted), made.memory(ours)
-        self._scratchpad = made.memory(scratchpad)
-        self._scratchpad_size = library.size(scratchpad)
-        memories = (self._images, self._wanted, self._outputs)
-        self._arguments = onednn.arguments(
-            *zip(_ARGUMENTS[kind], memories, strict=True), (Argument.SCRATCHPAD, self._scratchpad)
-        )
+        parts = list(zip(_ARGUMENTS[kind], (layouts[0], wanted, layouts[2]), strict=True))
+        places = PLACES[kind]
+        self._step = Step(made, description, [parts[place] for place in places])
+        self._kernel_at = places.index(1)
         self._before: Reorder | None = None
         self._after: Reorder | None = None
         self._wanted_size = 0
         if library.equal(wanted, ours):
             return
         self._wanted_size = library.size(wanted)
-        ways = ((self._wanted, self._ours), (self._ours, self._wanted))
-        source, target = ways[0] if of_gradient else ways[1]
-        self._way = onednn.arguments((Argument.SOURCE, source), (Argument.TARGET, target))
         if of_gradient:
             self._after = made.reorder(wanted, ours)
         else:
             self._before = made.reorder(ours, wanted)
 
     def run(self, addresses: Sequence[int]) -> None:
-        library = self._library
-        images, kernel, outputs = addresses
-        working = onednn.workspace(self._scratchpad_size + onednn.PAGE + self._wanted_size)
-        library.place(self._images, images)
-        library.place(self._outputs, outputs)
-        library.place(self._scratchpad, working)
-        library.place(self._ours, kernel)
-        between = onednn.rounded(working + self._scratchpad_size)
-        library.place(self._wanted, between if self._wanted_size else kernel)
-        if self._before is not None:
-            self._before.run(self._way)
-        library.execute(self._primitive, self._arguments)
-        if self._after is not None:
-            self._after.run(self._way)
-
-
-@lru_cache(maxsize=2048)  # of the deepest network a training step needs 500
-def _primitive(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> _Primitive:
-    return _Primitive(kind, geometry, shapes, dtype)
+        """In place, of both operands and the result."""
+        if not self._wanted_size:
+            self._step.run(addresses)
+            return
+        kernel, places = addresses[self._kernel_at], list(addresses)
+        scratchpad = self._step.scratchpad_size
+        with onednn.lock:
+            working = onednn.workspace(scratchpad + onednn.PAGE + self._wanted_size)
+            wanted = places[self._kernel_at] = onednn.rounded(working + scratchpad)
+            if self._before is not None:
+                self._before.run(kernel, wanted)
+            self._step.run_within(places, working)
+            if self._after is not None:
+                self._after.run(wanted, kernel)
 
 
 def _describe(made: Made, kind: Kind, geometry: Geometry, layouts: Layouts) -> ctypes.c_void_p:

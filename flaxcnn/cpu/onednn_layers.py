@@ -20,8 +20,9 @@ from jax.interpreters import mlir
 
 from flaxcnn.bilinear import Shape
 from flaxcnn.cpu import onednn, xla_handlers
-from flaxcnn.cpu.onednn import Argument, Made, Query, Type
+from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
+from flaxcnn.cpu.xla_handlers import Array
 
 _TARGET = "flaxcnn_onednn_layer"
 
@@ -92,22 +93,28 @@ def _lower(ctx: Any, *operands: Any, layer: Layer) -> Any:
     return lower(ctx, *operands, numbers=np.array(layer.as_numbers(), np.int64))
 
 
-def _handle(
-    arguments: list[xla_handlers.Buffer],
-    results: list[xla_handlers.Buffer],
-    numbers: tuple[int, ...],
-) -> None:
+def _prepare(
+    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
+) -> xla_handlers.Run:
     inputs, kernel, *others = arguments
     (result,) = results
+    layer = Layer.from_numbers(numbers, inputs.shape, result.shape, inputs.dtype)
     with onednn.lock:
-        primitive = _primitive_of(numbers, inputs.shape, result.shape, inputs.dtype)
-        bias = others[0].address if primitive.has_bias else 0
-        if primitive.has_bias:
-            others[0].check(result.shape[-1:], np.float32)
-        kernel.check((primitive.kernel_size,), inputs.dtype)
-        for array in (result, *others[primitive.has_bias :]):
-            array.check(result.shape, inputs.dtype)
-        primitive.run(inputs.address, kernel.address, bias, result.address)
+        primitive = _primitive(layer)
+    kernel.check((primitive.kernel_size,), layer.dtype)
+    for array in others[: layer.bias]:
+        array.check(result.shape[-1:], np.float32)
+    residual = others[layer.bias :]
+    for array in (result, *residual):
+        array.check(result.shape, layer.dtype)
+    if not layer.residual:
+        return primitive.step.run
+
+    def run(addresses: Sequence[int]) -> None:
+        *operands, _residual, outputs = addresses  # which are one
+        primitive.step.run([*operands, outputs])
+
+    return run
 
 
 # Of inputs, the packed kernel, and as the layer has them bias and residual. No derivatives.
@@ -115,7 +122,7 @@ primitive = Primitive("onednn_layer")
 primitive.def_abstract_eval(_abstract)
 primitive.def_impl(jax.jit(primitive.bind, static_argnames="layer"))
 mlir.register_lowering(primitive, _lower, platform="cpu")
-xla_handlers.register(_TARGET, _handle)
+xla_handlers.register(_TARGET, _prepare)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN
@@ -143,59 +150,24 @@ class _Primitive:
         bias = made.layout(layer.kernel[-1:], (1,)) if layer.bias else None
         description, ours, inputs, outputs = describe(made, layer, bias, _attributes(made, layer))
         wanted = library.chosen_layout(description, Query.WEIGHTS)
-        scratchpad = library.chosen_layout(description, Query.SCRATCHPAD)
-
-        self._library, self._made = library, made
-        self._primitive = made.primitive(description)
-        self._inputs, self._outputs = made.memory(inputs), made.memory(outputs)
-        self.has_bias = layer.bias
-        self._kernel, self._ours = made.memory(wanted), made.memory(ours)
-        self._bias = made.memory(bias) if bias is not None else None
-        self._scratchpad = made.memory(scratchpad)
-        self._scratchpad_size = library.size(scratchpad)
+        parts = [(Argument.SOURCE, inputs), (Argument.WEIGHTS, wanted)]
+        if bias is not None:
+            parts.append((Argument.BIAS, bias))
+        # Of inputs, kernel, bias and outputs. Where a residual is added, it lies in the outputs.
+        self.step = Step(made, description, [*parts, (Argument.TARGET, outputs)])
         self._dtype = layer.dtype
         self.kernel_size = library.size(wanted) // layer.dtype.itemsize  # elements, packed
-        parts = [
-            (Argument.SOURCE, self._inputs),
-            (Argument.WEIGHTS, self._kernel),
-            (Argument.TARGET, self._outputs),
-            (Argument.SCRATCHPAD, self._scratchpad),
-        ]
-        if self._bias is not None:
-            parts.append((Argument.BIAS, self._bias))
-        self._arguments = onednn.arguments(*parts)
         self._to_wanted = made.reorder(ours, wanted)
 
     def pack(self, kernel: np.ndarray) -> np.ndarray:
         packed = np.zeros(self.kernel_size, self._dtype)
-        self._library.place(self._ours, kernel.ctypes.data)
-        self._library.place(self._kernel, packed.ctypes.data)
-        way = onednn.arguments((Argument.SOURCE, self._ours), (Argument.TARGET, self._kernel))
-        self._to_wanted.run(way)
+        self._to_wanted.run(kernel.ctypes.data, packed.ctypes.data)
         return packed
-
-    def run(self, inputs: int, kernel: int, bias: int, outputs: int) -> None:
-        """In place; of each the address. Where a residual is added, it lies in `outputs`."""
-        place = self._library.place
-        place(self._inputs, inputs)
-        place(self._kernel, kernel)
-        place(self._outputs, outputs)
-        if self._bias is not None:
-            place(self._bias, bias)
-        place(self._scratchpad, onednn.workspace(self._scratchpad_size))
-        self._library.execute(self._primitive, self._arguments)
 
 
 @lru_cache(maxsize=2048)
 def _primitive(layer: Layer) -> _Primitive:
     return _Primitive(layer)
-
-
-@lru_cache(maxsize=2048)
-def _primitive_of(
-    numbers: tuple[int, ...], inputs: Shape, outputs: Shape, dtype: np.dtype
-) -> _Primitive:
-    return _primitive(Layer.from_numbers(numbers, inputs, outputs, dtype))
 
 
 def _attributes(made: Made, layer: Layer) -> ctypes.c_void_p:

@@ -18,6 +18,7 @@ from flaxcnn.bilinear import Shape
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
+from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.moments import by_statistics, statistics
 
 _VALUE, _GRADIENT = "flaxcnn_onednn_norm", "flaxcnn_onednn_norm_gradient"
@@ -76,40 +77,58 @@ def _call(
     return jax.ffi.ffi_call(target, like)(*operands, numbers=numbers)
 
 
-def _norm_of(arguments: list[xla_handlers.Buffer], numbers: tuple[int, ...]) -> "_Norm":
+def _norm_of(arguments: Sequence[Array], numbers: Sequence[int]) -> "_Norm":
     bits, relu = numbers
     images = arguments[0]
     return _norm(images.shape, images.dtype, float(np.int32(bits).view(np.float32)), bool(relu))
 
 
-def _handle_value(
-    arguments: list[xla_handlers.Buffer],
-    results: list[xla_handlers.Buffer],
-    numbers: tuple[int, ...],
-) -> None:
+def _prepare_value(
+    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
+) -> xla_handlers.Run:
     norm = _norm_of(arguments, numbers)
     x, scale, bias, *given = arguments
     y, *found = results
     mean, var = given or found[:2]
     norm.check([x, y], [scale, bias, mean, var], results[1 if given else 3 :])
     step = norm.by_statistics if given else norm.value
-    step.run([buffer.address for buffer in (*arguments, *results)])
-    norm.spread_nan(y, [mean, var, scale, bias])
+    if not norm.relu:
+        return step.run
+    y_at, channels_at = (5, (1, 2, 3, 4)) if given else (3, (1, 2, 4, 5))
+
+    def run(addresses: Sequence[int]) -> None:
+        step.run(addresses)
+        channels = [scale.at(addresses[at]) for at in channels_at]
+        if not _finite(*channels):
+            _spread_nan(y.at(addresses[y_at]), channels)
+
+    return run
 
 
-def _handle_gradient(
-    arguments: list[xla_handlers.Buffer],
-    results: list[xla_handlers.Buffer],
-    numbers: tuple[int, ...],
-) -> None:
+def _finite(scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray) -> bool:
+    """Whether all are, if no product of two of them is too large; else False."""
+    return math.isfinite(float(np.dot(scale, bias)) + float(np.dot(mean, var)))
+
+
+def _spread_nan(y: np.ndarray, channels: Sequence[np.ndarray]) -> None:
+    """Over all of a channel in which something is not finite.
+
+    The library's ReLU makes zeros of NaN, and a training that has gone wrong must be seen to.
+    """
+    y[..., ~np.logical_and.reduce([np.isfinite(channel) for channel in channels])] = np.nan
+
+
+def _prepare_gradient(
+    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
+) -> xla_handlers.Run:
     norm = _norm_of(arguments, numbers)
     dy, x, scale, mean, var, *signs = arguments
     norm.check([dy, x, results[0]], [scale, mean, var, *results[1:]], signs)
-    norm.gradient.run([buffer.address for buffer in (*arguments, *results)])
+    return norm.gradient.run
 
 
-xla_handlers.register(_VALUE, _handle_value)
-xla_handlers.register(_GRADIENT, _handle_gradient)
+xla_handlers.register(_VALUE, _prepare_value)
+xla_handlers.register(_GRADIENT, _prepare_gradient)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN
@@ -121,7 +140,7 @@ class _Norm:
     """The primitives of one kind of maps, and the size of what a value keeps for its gradient."""
 
     def __init__(self, shape: Shape, dtype: np.dtype, epsilon: float, relu: bool) -> None:
-        self._shape, self._dtype = shape, dtype
+        self._shape, self._dtype, self.relu = shape, dtype, relu
         made = Made()
         x = made.layout(*image_layout(shape), Type.of(dtype))
         channel = made.layout(shape[-1:], (1,))
@@ -171,29 +190,18 @@ class _Norm:
 
     def check(
         self,
-        maps: Sequence[xla_handlers.Buffer],
-        channels: Sequence[xla_handlers.Buffer],
-        signs: Sequence[xla_handlers.Buffer],
+        maps: Sequence[Array],
+        channels: Sequence[Array],
+        signs: Sequence[Array],
     ) -> None:
-        """That they are what the primitives were made for, as `Buffer.check` does."""
-        for buffers, shape, dtype in (
+        """That they are what the primitives were made for, as `Array.check` does."""
+        for arrays, shape, dtype in (
             (maps, self._shape, self._dtype),
             (channels, self._shape[-1:], np.float32),
             (signs, (self.size_of_signs,), np.uint8),
         ):
-            for buffer in buffers:
-                buffer.check(shape, dtype)
-
-    def spread_nan(self, y: xla_handlers.Buffer, channels: Sequence[xla_handlers.Buffer]) -> None:
-        """Over all of a channel in which something is not finite.
-
-        The library's ReLU makes zeros of NaN, and a training that has gone wrong must be seen to.
-        """
-        with np.errstate(all="ignore"):
-            total = np.add.reduce([channel.as_array() for channel in channels])
-            if math.isfinite(total.sum()):
-                return
-        y.as_array()[..., ~np.isfinite(total)] = np.nan
+            for array in arrays:
+                array.check(shape, dtype)
 
 
 @lru_cache(maxsize=2048)

@@ -17,6 +17,7 @@ from flaxcnn.bilinear import Shape
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
+from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.max_places import Windows
 
 _MAXIMA, _AT_PLACES = "flaxcnn_onednn_max_pool", "flaxcnn_onednn_at_places"
@@ -59,42 +60,37 @@ def _windows(numbers: Sequence[int]) -> Windows:
     return Windows(size, stride, ((top, bottom), (left, right)))
 
 
-def _handle_maxima(
-    arguments: list[xla_handlers.Buffer],
-    results: list[xla_handlers.Buffer],
-    numbers: tuple[int, ...],
-) -> None:
+def _prepare_maxima(
+    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
+) -> xla_handlers.Run:
     (x,), (y, place) = arguments, results
     pool = _pool_of(x, y, place, numbers)
-    if _usual(x.as_array()):
-        pool.maxima.run([x.address, y.address, place.address])
-    else:
-        _by_numpy(x, y, place, pool.windows)
+
+    def run(addresses: Sequence[int]) -> None:
+        image = x.at(addresses[0])
+        if _usual(image):
+            pool.maxima.run(addresses)
+        else:
+            _by_numpy(image, y.at(addresses[1]), place.at(addresses[2]), pool.windows)
+
+    return run
 
 
-def _handle_at_places(
-    arguments: list[xla_handlers.Buffer],
-    results: list[xla_handlers.Buffer],
-    numbers: tuple[int, ...],
-) -> None:
+def _prepare_at_places(
+    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
+) -> xla_handlers.Run:
     (place, y), (image,) = arguments, results
-    pool = _pool_of(image, y, place, numbers)
-    pool.at_places.run([place.address, y.address, image.address])
+    return _pool_of(image, y, place, numbers).at_places.run
 
 
-def _pool_of(
-    image: xla_handlers.Buffer,
-    y: xla_handlers.Buffer,
-    place: xla_handlers.Buffer,
-    numbers: Sequence[int],
-) -> "_Pool":
+def _pool_of(image: Array, y: Array, place: Array, numbers: Sequence[int]) -> "_Pool":
     y.check(y.shape, image.dtype)
     place.check(y.shape, np.uint8)
     return _pool(image.shape, y.shape, image.dtype, _windows(numbers))
 
 
-xla_handlers.register(_MAXIMA, _handle_maxima)
-xla_handlers.register(_AT_PLACES, _handle_at_places)
+xla_handlers.register(_MAXIMA, _prepare_maxima)
+xla_handlers.register(_AT_PLACES, _prepare_at_places)
 
 
 def _usual(x: np.ndarray) -> bool:
@@ -109,14 +105,11 @@ def _usual(x: np.ndarray) -> bool:
     return bool(bits.max() < least and bits.view(np.int16).max() <= infinity)
 
 
-def _by_numpy(
-    x: xla_handlers.Buffer, y: xla_handlers.Buffer, place: xla_handlers.Buffer, windows: Windows
-) -> None:
+def _by_numpy(x: np.ndarray, found: np.ndarray, at: np.ndarray, windows: Windows) -> None:
     """As `max_places.maxima_and_places`."""
     around = ((0, 0), *windows.pads, (0, 0))
-    padded = np.pad(x.as_array(), around, constant_values=-np.inf)
-    found, at = y.as_array(), place.as_array()
-    down, across = ((count - 1) * windows.stride + 1 for count in y.shape[1:3])
+    padded = np.pad(x, around, constant_values=-np.inf)
+    down, across = ((count - 1) * windows.stride + 1 for count in found.shape[1:3])
     for number, (i, j) in enumerate(windows.places):
         seen = padded[:, i : i + down : windows.stride, j : j + across : windows.stride]
         with np.errstate(invalid="ignore"):
