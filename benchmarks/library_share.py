@@ -26,9 +26,10 @@ class Clock:
 
     def watch(self) -> None:
         """From now on, for good."""
-        library: Any = onednn.Library
-        library.execute = self._timed("computing", library.execute)
-        library.execute_quickly = self._timed("reordering", library.execute_quickly)
+        step: Any = onednn.Step
+        step.run_within = self._timed("computing", step.run_within)
+        reorder: Any = onednn.Reorder
+        reorder.run = self._timed("reordering", reorder.run)
 
     def _timed(self, what: str, execute: Callable[..., None]) -> Callable[..., None]:
         def call(*arguments: Any) -> None:

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import cache
@@ -134,14 +134,16 @@ class Library:
                 self.types.add("bfloat16")
             self.engine = self.create("engine_create", _CPU, ctypes.c_size_t(0))
             self.stream = self.create("stream_create", self.engine, 1)
-            self._place = self._quick.dnnl_memory_set_data_handle
-            self._place.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-            self._execute = self._slow.dnnl_primitive_execute
-            self._execute_quickly = self._quick.dnnl_primitive_execute
-            for execute in (self._execute, self._execute_quickly):
-                pointer = ctypes.c_void_p
+            pointer = ctypes.c_void_p
+            # As they are, which answer 0 where nothing is wrong: they are called hundreds of times
+            # in a step.
+            self.place = self._quick.dnnl_memory_set_data_handle
+            self.place.argtypes = (pointer, pointer)
+            self.execute = self._slow.dnnl_primitive_execute
+            # Without giving the GIL away, which to get back may take longer than this.
+            self.execute_quickly = self._quick.dnnl_primitive_execute
+            for execute in (self.execute, self.execute_quickly):
                 execute.argtypes = (pointer, pointer, ctypes.c_int, pointer)
-            self._wait = self._quick.dnnl_stream_wait
 
     def _has_all_its_threads(self) -> bool:
         """Whether OpenMP has as many as it says: with fewer, sums lack parts or never end."""
@@ -158,17 +160,6 @@ class Library:
 
     def do(self, function: str, *arguments: Any) -> None:
         _check(function, getattr(self._quick, f"dnnl_{function}")(*arguments))
-
-    def execute_quickly(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
-        """Without giving the GIL away, which to get back may take longer than this."""
-        status = self._execute_quickly(primitive, self.stream, len(arguments), arguments)
-        _check("primitive_execute", status)
-        _check("stream_wait", self._wait(self.stream))
-
-    def execute(self, primitive: ctypes.c_void_p, arguments: Any) -> None:
-        status = self._execute(primitive, self.stream, len(arguments), arguments)
-        _check("primitive_execute", status)
-        _check("stream_wait", self._wait(self.stream))
 
     @contextmanager
     def one_thread(self, wanted: bool) -> Iterator[None]:
@@ -194,10 +185,6 @@ class Library:
 
     def size(self, layout: ctypes.c_void_p) -> int:
         return int(self._quick.dnnl_memory_desc_get_size(layout))
-
-    def place(self, memories: Sequence[ctypes.c_void_p], addresses: Sequence[int]) -> None:
-        for memory, address in zip(memories, addresses, strict=True):
-            _check("memory_set_data_handle", self._place(memory, address))
 
 
 @cache
@@ -305,20 +292,16 @@ class Reorder:
     def __init__(self, made: Made, source: ctypes.c_void_p, target: ctypes.c_void_p) -> None:
         self._library, engine = made.library, made.library.engine
         self._alone = made.library.size(target) <= self._SMALL
-        self._memories = source_memory, target_memory = made.memory(source), made.memory(target)
-        self._arguments = arguments(
-            (Argument.SOURCE, source_memory), (Argument.TARGET, target_memory)
-        )
         between = (source, engine, target, engine, None)
         with self._library.one_thread(self._alone):
             description = made("primitive_desc", "reorder_primitive_desc_create", *between)
-            self._primitive = made.primitive(description)
+            parts = ((Argument.SOURCE, source), (Argument.TARGET, target))
+            self._call = _Call(made, description, parts)
 
     def run(self, source: int, target: int) -> None:
         """From one address to the other, under `lock`."""
-        self._library.place(self._memories, (source, target))
         with self._library.one_thread(self._alone):
-            self._library.execute_quickly(self._primitive, self._arguments)
+            self._call(self._library.execute_quickly, (source, target))
 
 
 def _destroy(library: Library, everything: list[tuple[str, ctypes.c_void_p]]) -> None:
@@ -336,7 +319,7 @@ def integers(values: Shape) -> Any:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-class Step:
+class _Call:
     """One primitive, with memories for its parts, in the order in which it is called."""
 
     def __init__(
@@ -345,38 +328,63 @@ class Step:
         description: ctypes.c_void_p,
         parts: Sequence[tuple[Argument, ctypes.c_void_p]],
     ) -> None:
-        library = made.library
-        scratchpad = library.chosen_layout(description, Query.SCRATCHPAD)
-        self._library, self._made = library, made
-        self._primitive = made.primitive(description)
-        memories = [made.memory(layout) for _, layout in (*parts, (None, scratchpad))]
-        self._memories = memories
-        self.scratchpad_size = library.size(scratchpad)
-        names = [*(argument for argument, _ in parts), Argument.SCRATCHPAD]
-        self._arguments = arguments(*zip(names, memories, strict=True))
+        memories = [made.memory(layout) for _, layout in parts]
+        pairs = zip((argument for argument, _ in parts), memories, strict=True)
+        self._made = made
+        self._place = made.library.place
+        self._memories = [memory.value for memory in memories]
+        self._given = arguments(*pairs)
+        primitive, stream = made.primitive(description), made.library.stream
+        self._all = (primitive.value, stream.value, len(parts), ctypes.addressof(self._given))
+
+    def __call__(self, execute: Callable[..., int], addresses: Sequence[int]) -> None:
+        """Under `lock`. On a CPU the library has done it when `execute` answers."""
+        for memory, address in zip(self._memories, addresses, strict=True):
+            if status := self._place(memory, address):
+                _check("memory_set_data_handle", status)
+        if status := execute(*self._all):
+            _check("primitive_execute", status)
+
+
+class Step:
+    """One primitive that works on arrays of JAX."""
+
+    def __init__(
+        self,
+        made: Made,
+        description: ctypes.c_void_p,
+        parts: Sequence[tuple[Argument, ctypes.c_void_p]],
+    ) -> None:
+        scratchpad = made.library.chosen_layout(description, Query.SCRATCHPAD)
+        self.scratchpad_size = made.library.size(scratchpad)
+        self._call = _Call(made, description, [*parts, (Argument.SCRATCHPAD, scratchpad)])
+        self._execute = made.library.execute
 
     def run(self, addresses: Sequence[int]) -> None:
         """Of one array for each part, in their order."""
         with lock:
-            self.run_within(addresses, workspace(self.scratchpad_size))
+            self._call(self._execute, (*addresses, workspace(self.scratchpad_size)))
 
     def run_within(self, addresses: Sequence[int], working: int) -> None:
         """Under `lock`, its memory for work at `working`."""
-        self._library.place(self._memories, [*addresses, working])
-        self._library.execute(self._primitive, self._arguments)
+        self._call(self._execute, (*addresses, working))
 
 
 # ----------------------------------------------------------------------- memory for all of them
 PAGE = 4096
 _working: Any = (ctypes.c_char * 0)()
+_working_at = (0, 0)  # its first page's beginning, and how many bytes there are from there
 
 
 def workspace(size: int) -> int:
     """The address of so many bytes, of a page's beginning; the same for all, under `lock`."""
-    global _working
-    if ctypes.sizeof(_working) < size + PAGE:
+    global _working, _working_at
+    at, there = _working_at
+    if there < size:
         _working = (ctypes.c_char * (size + PAGE))()
-    return rounded(ctypes.addressof(_working))
+        at = rounded(ctypes.addressof(_working))
+        _working_at = at, size
+    return at
 
 
 def rounded(address: int) -> int:

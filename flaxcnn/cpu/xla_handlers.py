@@ -63,7 +63,7 @@ def register(name: str, prepare: Prepare) -> None:
     The calls have one attribute, an array of int64. With another one, or arrays of other shapes or
     types, `prepare` is called anew. What is raised becomes the error of the program that called it.
     """
-    known: dict[tuple[int, ...], Run] = {}
+    known: dict[tuple[Any, ...], Run] = {}
 
     def handle(frame: int) -> int | None:
         if _memory[frame // _WORD + _EXTENSION_AT] and _is_question(_frame(frame).extension):
@@ -229,6 +229,7 @@ def _frame(address: int) -> Any:
 _WORD = 8  # bytes, of which all addresses here are multiples
 # All of the process's memory.
 _memory = (ctypes.c_int64 * (1 << 59)).from_address(0)
+_bytes = (ctypes.c_char * (1 << 62)).from_address(0)
 _HALF = (1 << 32) - 1  # of a word: an integer of C's, behind which nothing is said
 
 
@@ -244,21 +245,20 @@ _TYPE_AT = _at(_Buffer, "dtype")  # dtype, data, rank, dimensions
 _SIZE_AT = _at(_Array, "size")  # size, data
 
 
-def _read(frame: int) -> tuple[tuple[int, ...], list[int]]:
+def _read(frame: int) -> tuple[tuple[Any, ...], list[int]]:
     """All that `_described` tells, to compare, and the addresses of arguments and results."""
-    memory = _memory
+    memory, word = _memory, _WORD
     count, _, items = memory[frame + _ARGUMENTS_AT : frame + _ARGUMENTS_AT + 3]
-    pointers = memory[items // _WORD : items // _WORD + count]
-    key = [count]
-    count, _, items = memory[frame + _RESULTS_AT : frame + _RESULTS_AT + 3]
-    pointers += memory[items // _WORD : items // _WORD + count]
-    attribute = memory[memory[frame + _ATTRIBUTES_AT] // _WORD] // _WORD + _SIZE_AT
-    count, numbers = memory[attribute : attribute + 2]
-    key += (len(pointers), count, *memory[numbers // _WORD : numbers // _WORD + count])
+    pointers = memory[items // word : items // word + count]
+    results, _, items = memory[frame + _RESULTS_AT : frame + _RESULTS_AT + 3]
+    pointers += memory[items // word : items // word + results]
+    attribute = memory[memory[frame + _ATTRIBUTES_AT] // word] // word + _SIZE_AT
+    size, numbers = memory[attribute : attribute + 2]
+    key = [count, _bytes[numbers : numbers + size * word]]
     addresses = []
     for pointer in pointers:
-        buffer = pointer // _WORD + _TYPE_AT
+        buffer = pointer // word + _TYPE_AT
         dtype, address, rank, sizes = memory[buffer : buffer + 4]
-        key += (dtype & _HALF, rank, *memory[sizes // _WORD : sizes // _WORD + rank])
+        key += (dtype & _HALF, _bytes[sizes : sizes + rank * word])
         addresses.append(address)
     return tuple(key), addresses
