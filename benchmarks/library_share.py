@@ -25,17 +25,17 @@ class Clock:
         self.computing = self.reordering = 0.0
 
     def watch(self) -> None:
-        """From now on, for good."""
-        step: Any = onednn.Step
-        step.run_within = self._timed("computing", step.run_within)
-        reorder: Any = onednn.Reorder
-        reorder.run = self._timed("reordering", reorder.run)
+        """From now on, for good; before anything is compiled."""
+        library: Any = onednn.library()
+        library.execute = self._timed("computing", library.execute)
+        library.execute_quickly = self._timed("reordering", library.execute_quickly)
 
-    def _timed(self, what: str, execute: Callable[..., None]) -> Callable[..., None]:
-        def call(*arguments: Any) -> None:
+    def _timed(self, what: str, execute: Callable[..., int]) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
             started = time.perf_counter()
-            execute(*arguments)
+            status = execute(*arguments)
             setattr(self, what, getattr(self, what) + time.perf_counter() - started)
+            return status
 
         return call
 

@@ -218,6 +218,34 @@ def test_threads_that_may_not_come(settings: dict[str, str], usable: bool) -> No
     assert answer.stdout.split() == [str(usable)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "policy", "rounds"),
+    [
+        ({}, "ACTIVE", "1000"),
+        ({"OMP_WAIT_POLICY": "passive"}, "PASSIVE", "0"),
+        ({"GOMP_SPINCOUNT": "77"}, "PASSIVE", "77"),  # what is displayed where none is given
+    ],
+)
+def test_how_long_threads_wait(settings: dict[str, str], policy: str, rounds: str) -> None:
+    """As the user says, else briefly; what this process starts has the environment it had."""
+    names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+    question = (
+        "import os; from flaxcnn.cpu import onednn; onednn.available();"
+        f"print(*(os.environ.get(name) for name in {names}))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    answer = subprocess.run(
+        [sys.executable, "-c", question],
+        env={**environment, "OMP_DISPLAY_ENV": "verbose", **settings},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split() == [settings.get(name, "None") for name in names]
+    assert f"OMP_WAIT_POLICY = '{policy}'" in answer.stderr
+    assert f"GOMP_SPINCOUNT = '{rounds}'" in answer.stderr
+
+
 @pytest.mark.parametrize("target", ["tpu", "cuda"])
 def test_other_platforms_lower_without(target: str) -> None:
     x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))

@@ -116,7 +116,7 @@ class Library:
     """The loaded library: what takes long releases the GIL, what is done at once keeps it."""
 
     def __init__(self, path: Path) -> None:
-        with _sleeping_threads():
+        with _threads_that_wait_briefly():
             self._slow = ctypes.CDLL(str(path))
         self._quick = ctypes.PyDLL(str(path))
         self._quick.dnnl_version.restype = ctypes.POINTER(_Version)
@@ -134,9 +134,8 @@ class Library:
                 self.types.add("bfloat16")
             self.engine = self.create("engine_create", _CPU, ctypes.c_size_t(0))
             self.stream = self.create("stream_create", self.engine, 1)
+            # Called hundreds of times in a step, so as they are: they answer 0, or what is wrong.
             pointer = ctypes.c_void_p
-            # As they are, which answer 0 where nothing is wrong: they are called hundreds of times
-            # in a step.
             self.place = self._quick.dnnl_memory_set_data_handle
             self.place.argtypes = (pointer, pointer)
             self.execute = self._slow.dnnl_primitive_execute
@@ -213,21 +212,27 @@ def _path() -> Path | None:
     return found[0].resolve() if found else None
 
 
-@contextmanager
-def _sleeping_threads() -> Iterator[None]:
-    """The library's threads sleep between calls: waiting in loops they would take XLA's cores.
+# GCC's OpenMP reads them when it is loaded.
+_WAITING = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
 
-    OpenMP reads the variable when it is loaded.
+
+@contextmanager
+def _threads_that_wait_briefly() -> Iterator[None]:
+    """The library's threads wait in a loop for the next of their work, and soon sleep.
+
+    To wake them takes 0.05 ms, at the beginning and at the end of each call; if they waited for
+    long they would take XLA's cores. The loop's length is 10 to 50 us, by the processor; where
+    there are more threads than cores, as with several that call, GCC's has no longer one.
     """
-    name = "OMP_WAIT_POLICY"
-    if name in os.environ:
+    if os.environ.keys() & _WAITING.keys():  # the user's own choice
         yield
         return
-    os.environ[name] = "passive"
+    os.environ.update(_WAITING)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name in _WAITING:
+            del os.environ[name]
 
 
 def _check(function: str, status: int) -> None:
@@ -282,36 +287,9 @@ class Made:
         return Reorder(self, source, target)
 
 
-class Reorder:
-    """What copies from one layout to another."""
-
-    # Bytes up to which a second thread is not worth the 0.1 ms that it takes to wake up, or more
-    # where XLA has work for it.
-    _SMALL = 4 << 20
-
-    def __init__(self, made: Made, source: ctypes.c_void_p, target: ctypes.c_void_p) -> None:
-        self._library, engine = made.library, made.library.engine
-        self._alone = made.library.size(target) <= self._SMALL
-        between = (source, engine, target, engine, None)
-        with self._library.one_thread(self._alone):
-            description = made("primitive_desc", "reorder_primitive_desc_create", *between)
-            parts = ((Argument.SOURCE, source), (Argument.TARGET, target))
-            self._call = _Call(made, description, parts)
-
-    def run(self, source: int, target: int) -> None:
-        """From one address to the other, under `lock`."""
-        with self._library.one_thread(self._alone):
-            self._call(self._library.execute_quickly, (source, target))
-
-
 def _destroy(library: Library, everything: list[tuple[str, ctypes.c_void_p]]) -> None:
     for kind, made in reversed(everything):
         library.do(f"{kind}_destroy", made)
-
-
-def arguments(*pairs: tuple[Argument, ctypes.c_void_p]) -> Any:
-    """Memories by their part, as primitives are called with."""
-    return (_ArgumentAndMemory * len(pairs))(*(_ArgumentAndMemory(*pair) for pair in pairs))
 
 
 def integers(values: Shape) -> Any:
@@ -329,21 +307,22 @@ class _Call:
         parts: Sequence[tuple[Argument, ctypes.c_void_p]],
     ) -> None:
         memories = [made.memory(layout) for _, layout in parts]
-        pairs = zip((argument for argument, _ in parts), memories, strict=True)
-        self._made = made
-        self._place = made.library.place
-        self._memories = [memory.value for memory in memories]
-        self._given = arguments(*pairs)
+        pairs = [
+            _ArgumentAndMemory(argument, memory)
+            for (argument, _), memory in zip(parts, memories, strict=True)
+        ]
         primitive, stream = made.primitive(description), made.library.stream
-        self._all = (primitive.value, stream.value, len(parts), ctypes.addressof(self._given))
+        self._made, self._place = made, made.library.place
+        self._memories = [memory.value for memory in memories]
+        self._pairs = (_ArgumentAndMemory * len(parts))(*pairs)
+        pointer = ctypes.addressof(self._pairs)
+        self._arguments = (primitive.value, stream.value, len(parts), pointer)
 
     def __call__(self, execute: Callable[..., int], addresses: Sequence[int]) -> None:
-        """Under `lock`. On a CPU the library has done it when `execute` answers."""
+        """Under `lock`. On a CPU the library is done when `execute` answers."""
         for memory, address in zip(self._memories, addresses, strict=True):
-            if status := self._place(memory, address):
-                _check("memory_set_data_handle", status)
-        if status := execute(*self._all):
-            _check("primitive_execute", status)
+            _check("memory_set_data_handle", self._place(memory, address))
+        _check("primitive_execute", execute(*self._arguments))
 
 
 class Step:
@@ -368,6 +347,28 @@ class Step:
     def run_within(self, addresses: Sequence[int], working: int) -> None:
         """Under `lock`, its memory for work at `working`."""
         self._call(self._execute, (*addresses, working))
+
+
+class Reorder:
+    """What copies from one layout to another."""
+
+    # Bytes up to which a second thread is not worth the 0.1 ms that it takes to wake up, or more
+    # where XLA has work for it.
+    _SMALL = 4 << 20
+
+    def __init__(self, made: Made, source: ctypes.c_void_p, target: ctypes.c_void_p) -> None:
+        self._library, engine = made.library, made.library.engine
+        self._alone = made.library.size(target) <= self._SMALL
+        between = (source, engine, target, engine, None)
+        with self._library.one_thread(self._alone):
+            description = made("primitive_desc", "reorder_primitive_desc_create", *between)
+            parts = ((Argument.SOURCE, source), (Argument.TARGET, target))
+            self._call = _Call(made, description, parts)
+
+    def run(self, source: int, target: int) -> None:
+        """From one address to the other, under `lock`."""
+        with self._library.one_thread(self._alone):
+            self._call(self._library.execute_quickly, (source, target))
 
 
 # ----------------------------------------------------------------------- memory for all of them
