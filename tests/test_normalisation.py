@@ -1,5 +1,6 @@
 """Batch norm in training by oneDNN against its formula in float64, with all its derivatives."""
 
+import math
 import platform
 import sys
 from collections.abc import Callable
@@ -263,6 +264,38 @@ def test_what_is_not_finite_stays_so(case: Case, dtype: Any, value: float) -> No
     others = [c for c in range(case.shape[-1]) if c != 6]
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(np.isfinite(a[..., others]), np.isfinite(b[..., others]))
+
+
+# Of large maps without a ReLU all is XLA's: the formula, by which such a channel is its bias.
+BY_LIBRARY = [case for case in CASES if case.relu or math.prod(case.shape[:3]) <= 8192]
+
+
+@pytest.mark.parametrize("case", BY_LIBRARY, ids=str)
+def test_a_variance_that_is_too_large_is_seen(case: Case) -> None:
+    """The library would give the bias, and no gradient: a network that goes on without a branch."""
+    x, scale, bias, near = (jnp.asarray(a, jnp.float32) for a in operands(case))
+    x = x.at[..., 3].multiply(1e20)
+    y, _, var = function(normalised, case, near)(x, scale, bias)
+    assert np.isinf(var[3])
+    finite = np.isfinite(y).all((0, 1, 2))
+    assert finite.tolist() == [channel != 3 for channel in range(case.shape[-1])]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("scale_of", "bias_of"), [(np.inf, 0.0), (0.0, np.inf), (3e38, 3e38)])
+def test_scales_that_are_not_finite_or_large(case: Case, scale_of: float, bias_of: float) -> None:
+    """Without a warning, which would be an error here; what is large and finite is no NaN."""
+    x, scale, bias, near = (jnp.asarray(a, jnp.float32) for a in operands(case))
+    at = 3
+    y, _, _ = function(normalised, case, near)(
+        x, scale.at[at].set(scale_of), bias.at[at].set(bias_of)
+    )
+    others = [channel for channel in range(case.shape[-1]) if channel != at]
+    assert np.isfinite(y[..., others]).all()
+    if scale_of == 3e38:
+        assert not np.isnan(y).any()
+    else:
+        assert not np.isfinite(y[..., at]).any()
 
 
 # ------------------------------------------------------------------------------ where it is used

@@ -144,6 +144,8 @@ def test_arrays_that_are_not_the_librarys_are_refused() -> None:
     ):
         with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
             jax.block_until_ready(call(*wrong))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="not where the sum goes"):
+        jax.block_until_ready(call(x, kernel, bias, residual))
     with pytest.raises(TypeError, match="of float32, its bias of float32, not of"):
         run(layer, x.astype("bfloat16"), kernel, bias, residual)
     with pytest.raises(TypeError, match="its bias of float32"):

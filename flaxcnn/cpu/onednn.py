@@ -221,8 +221,8 @@ def _threads_that_wait_briefly() -> Iterator[None]:
     """The library's threads wait in a loop for the next of their work, and soon sleep.
 
     To wake them takes 0.05 ms, at the beginning and at the end of each call; if they waited for
-    long they would take XLA's cores. The loop's length is 10 to 50 us, by the processor; where
-    there are more threads than cores, as with several that call, GCC's has no longer one.
+    long they would take XLA's cores. The loop takes 10 to 50 us, by the processor. Without `active`
+    it is a tenth of that where there are more threads than cores, as where several of XLA's call.
     """
     if os.environ.keys() & _WAITING.keys():  # the user's own choice
         yield
@@ -312,7 +312,8 @@ class _Call:
             for (argument, _), memory in zip(parts, memories, strict=True)
         ]
         primitive, stream = made.primitive(description), made.library.stream
-        self._made, self._place = made, made.library.place
+        self._made = made  # which is destroyed with this
+        self._place = made.library.place
         self._memories = [memory.value for memory in memories]
         self._pairs = (_ArgumentAndMemory * len(parts))(*pairs)
         pointer = ctypes.addressof(self._pairs)
@@ -373,18 +374,17 @@ class Reorder:
 
 # ----------------------------------------------------------------------- memory for all of them
 PAGE = 4096
-_working: Any = (ctypes.c_char * 0)()
-_working_at = (0, 0)  # its first page's beginning, and how many bytes there are from there
+_working: tuple[Any, int, int] = (None, 0, 0)  # its first page's beginning, and bytes from there
 
 
 def workspace(size: int) -> int:
     """The address of so many bytes, of a page's beginning; the same for all, under `lock`."""
-    global _working, _working_at
-    at, there = _working_at
+    global _working
+    _, at, there = _working
     if there < size:
-        _working = (ctypes.c_char * (size + PAGE))()
-        at = rounded(ctypes.addressof(_working))
-        _working_at = at, size
+        memory = (ctypes.c_char * (size + PAGE))()
+        at = rounded(ctypes.addressof(memory))
+        _working = memory, at, size
     return at
 
 

@@ -111,8 +111,10 @@ def _prepare(
         return primitive.step.run
 
     def run(addresses: Sequence[int]) -> None:
-        *operands, _residual, outputs = addresses  # which are one
-        primitive.step.run([*operands, outputs])
+        *operands, residual_at, outputs_at = addresses
+        if residual_at != outputs_at:
+            raise ValueError("what is added is not where the sum goes; compile the program here")
+        primitive.step.run([*operands, outputs_at])
 
     return run
 

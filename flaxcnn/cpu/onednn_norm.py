@@ -92,8 +92,6 @@ def _prepare_value(
     mean, var = given or found[:2]
     norm.check([x, y], [scale, bias, mean, var], results[1 if given else 3 :])
     step = norm.by_statistics if given else norm.value
-    if not norm.relu:
-        return step.run
     y_at, channels_at = (5, (1, 2, 3, 4)) if given else (3, (1, 2, 4, 5))
 
     def run(addresses: Sequence[int]) -> None:
@@ -107,13 +105,15 @@ def _prepare_value(
 
 def _finite(scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray) -> bool:
     """Whether all are, if no product of two of them is too large; else False."""
-    return math.isfinite(float(np.dot(scale, bias)) + float(np.dot(mean, var)))
+    with np.errstate(all="ignore"):
+        return math.isfinite(np.dot(scale, bias) + np.dot(mean, var))
 
 
 def _spread_nan(y: np.ndarray, channels: Sequence[np.ndarray]) -> None:
     """Over all of a channel in which something is not finite.
 
-    The library's ReLU makes zeros of NaN, and a training that has gone wrong must be seen to.
+    The library's ReLU makes zeros of NaN, and where a variance is too large it gives the bias; a
+    training that has gone wrong must be seen to.
     """
     y[..., ~np.logical_and.reduce([np.isfinite(channel) for channel in channels])] = np.nan
 
@@ -140,7 +140,7 @@ class _Norm:
     """The primitives of one kind of maps, and the size of what a value keeps for its gradient."""
 
     def __init__(self, shape: Shape, dtype: np.dtype, epsilon: float, relu: bool) -> None:
-        self._shape, self._dtype, self.relu = shape, dtype, relu
+        self._shape, self._dtype = shape, dtype
         made = Made()
         x = made.layout(*image_layout(shape), Type.of(dtype))
         channel = made.layout(shape[-1:], (1,))

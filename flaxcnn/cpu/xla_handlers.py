@@ -73,7 +73,7 @@ def register(name: str, prepare: Prepare) -> None:
             key, addresses = _read(frame // _WORD)
             run = known.get(key)
             if run is None:
-                if len(known) == _MOST:
+                if len(known) >= _MOST:  # more where several threads prepare
                     known.clear()
                 run = known[key] = prepare(*_described(_frame(frame)))
             run(addresses)
