@@ -84,6 +84,7 @@ def test_all_that_tells_calls_apart() -> None:
         ([((4,), single)], [x], [1, 2, 0]),
         ([((4,), single)], [x, x], [1, 2]),
         ([((4,), single), ((4,), single)], [x], [1, 2]),
+        ([((2, 3), single), ((4,), single)], [x], [1, 2]),  # of the arrays of two lines above
         ([((4,), byte)], [x], [1, 2]),
         ([((5,), single)], [x], [1, 2]),
         ([((), single)], [x], [1, 2]),
