@@ -220,9 +220,9 @@ _WAITING = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
 def _threads_that_wait_briefly() -> Iterator[None]:
     """The library's threads wait in a loop for the next of their work, and soon sleep.
 
-    To wake them takes 0.05 ms, at the beginning and at the end of each call; if they waited for
-    long they would take XLA's cores. The loop takes 10 to 50 us, by the processor. Without `active`
-    it is a tenth of that where there are more threads than cores, as where several of XLA's call.
+    To wake them takes up to 0.1 ms, at the beginning and at the end of each call; if they waited
+    for long they would take XLA's cores. Without `active` the loop has a tenth of the rounds where
+    there are more threads than cores, as where several of XLA's call.
     """
     if os.environ.keys() & _WAITING.keys():  # the user's own choice
         yield
