@@ -1,6 +1,7 @@
 """Results as CSV and JSON, whole after each row: what was measured is not lost."""
 
 import csv
+import io
 import json
 import os
 from collections import defaultdict
@@ -20,12 +21,11 @@ def write_csv(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     """All rows, which have the columns of the first; nothing without a path or rows."""
     if not path or not rows:
         return
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(unfinished, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(path, text.getvalue())
 
 
 def read_csv(path: Path | None, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -64,4 +64,11 @@ def _groups(
 def write_json(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     """The same as a list of objects."""
     if path and rows:
-        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        _write(path, json.dumps(rows, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it, or the file stays as it was."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text, encoding="utf-8", newline="")
+    os.replace(unfinished, path)

@@ -1,12 +1,13 @@
 """Files of results, in which a benchmark replaces what it measured again."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import versus_torchvision
-from benchmarks.row_files import in_place_of, read_csv, write_csv
+from benchmarks.row_files import in_place_of, read_csv, write_csv, write_json
 
 COLUMNS = ("arch", "batch", "ms")
 
@@ -25,12 +26,25 @@ def test_what_is_measured_again_is_replaced_where_it_was(tmp_path: Path) -> None
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
 
 
-def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    write_csv(path, [row("a", 8, 1)])
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, objects = tmp_path / "rows.csv", tmp_path / "rows.json"
+    write_csv(table, [row("a", 8, 1)])
+    write_json(objects, [row("a", 8, 1)])
     with pytest.raises(ValueError, match="more"):
-        write_csv(path, [row("a", 8, 2), row("b", 8, 3) | {"more": 1}])
-    assert [found["ms"] for found in read_csv(path, COLUMNS)] == ["1"]
+        write_csv(table, [row("a", 8, 2), row("b", 8, 3) | {"more": 1}])
+
+    def full(file: Path, text: str, **_: Any) -> None:
+        file.write_bytes(text.encode()[:5])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for write, path in ((write_csv, table), (write_json, objects)):
+        with pytest.raises(OSError, match="No space left"):
+            write(path, [row("a", 8, 2)])
+    assert [found["ms"] for found in read_csv(table, COLUMNS)] == ["1"]
+    assert json.loads(objects.read_text()) == [row("a", 8, 1)]
 
 
 def test_without_a_file_there_are_no_rows(tmp_path: Path) -> None:
