@@ -297,15 +297,13 @@ def integers(values: Shape) -> Any:
     return (ctypes.c_int64 * len(values))(*values)
 
 
+Parts = Sequence[tuple[Argument, ctypes.c_void_p]]  # with the layout of each
+
+
 class _Call:
     """One primitive, with memories for its parts, in the order in which it is called."""
 
-    def __init__(
-        self,
-        made: Made,
-        description: ctypes.c_void_p,
-        parts: Sequence[tuple[Argument, ctypes.c_void_p]],
-    ) -> None:
+    def __init__(self, made: Made, description: ctypes.c_void_p, parts: Parts) -> None:
         memories = [made.memory(layout) for _, layout in parts]
         pairs = [
             _ArgumentAndMemory(argument, memory)
@@ -329,12 +327,7 @@ class _Call:
 class Step:
     """One primitive that works on arrays of JAX."""
 
-    def __init__(
-        self,
-        made: Made,
-        description: ctypes.c_void_p,
-        parts: Sequence[tuple[Argument, ctypes.c_void_p]],
-    ) -> None:
+    def __init__(self, made: Made, description: ctypes.c_void_p, parts: Parts) -> None:
         scratchpad = made.library.chosen_layout(description, Query.SCRATCHPAD)
         self.scratchpad_size = made.library.size(scratchpad)
         self._call = _Call(made, description, [*parts, (Argument.SCRATCHPAD, scratchpad)])

@@ -75,7 +75,7 @@ def register(name: str, prepare: Prepare) -> None:
             if run is None:
                 if len(known) >= _MOST:  # more where several threads prepare
                     known.clear()
-                run = known[key] = prepare(*_described(_frame(frame)))
+                run = known[key] = prepare(*_described(key))
             run(addresses)
         except BaseException as error:  # KeyboardInterrupt too: no answer would be a success
             return _error(_frame(frame), f"{name}: {type(error).__name__}: {error}")
@@ -107,20 +107,19 @@ def _is_question(extension: int) -> bool:
     return True
 
 
-def _described(frame: Any) -> tuple[list[Array], list[Array], tuple[int, ...]]:
-    attribute = _Array.from_address(frame.attributes.items[0])
-    numbers = tuple(attribute.data[: attribute.size])
-    return _arrays(frame.arguments), _arrays(frame.results), numbers
-
-
-def _arrays(items: Any) -> list[Array]:
+def _described(key: tuple[Any, ...]) -> tuple[list[Array], list[Array], tuple[int, ...]]:
+    """Arguments, results and numbers, of what `_read` has of them."""
+    count, numbers, *pairs = key
     arrays = []
-    for i in range(items.size):
-        buffer = _Buffer.from_address(items.items[i])
-        if buffer.dtype not in _TYPES:
-            raise ValueError(f"XLA's type {buffer.dtype}, not uint8, float32 and bfloat16 here")
-        arrays.append(Array(tuple(buffer.dimensions[: buffer.rank]), _TYPES[buffer.dtype]))
-    return arrays
+    for dtype, sizes in zip(pairs[::2], pairs[1::2], strict=True):
+        if dtype not in _TYPES:
+            raise ValueError(f"XLA's type {dtype}, not uint8, float32 and bfloat16 here")
+        arrays.append(Array(_integers(sizes), _TYPES[dtype]))
+    return arrays[:count], arrays[count:], _integers(numbers)
+
+
+def _integers(words: bytes) -> tuple[int, ...]:
+    return tuple(memoryview(words).cast("q"))
 
 
 def _error(frame: Any, message: str) -> int | None:
@@ -225,7 +224,7 @@ def _frame(address: int) -> Any:
     return _Frame.from_address(address)
 
 
-# --------------------------------------------------------------------------- the same, word by word
+# ------------------------------------------------------------------------ a call, word by word
 _WORD = 8  # bytes, of which all addresses here are multiples
 # All of the process's memory.
 _memory = (ctypes.c_int64 * (1 << 59)).from_address(0)
@@ -246,7 +245,7 @@ _SIZE_AT = _at(_Array, "size")  # size, data
 
 
 def _read(frame: int) -> tuple[tuple[Any, ...], list[int]]:
-    """All that `_described` tells, to compare, and the addresses of arguments and results."""
+    """What tells calls apart, and the addresses of arguments and results."""
     memory, word = _memory, _WORD
     count, _, items = memory[frame + _ARGUMENTS_AT : frame + _ARGUMENTS_AT + 3]
     pointers = memory[items // word : items // word + count]
