@@ -118,6 +118,41 @@ def test_values_and_gradients(case: Case) -> None:
     assert_close(*in_both(case, function, *operands(case)), relative=1e-6)
 
 
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+def test_both_gradients_in_one_call(case: Case) -> None:
+    """The same as each by itself, and only where both are asked for."""
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(case))
+    dy = jnp.sin(jnp.arange(ours(case)(x, kernel).size, dtype=jnp.float32))
+
+    def loss(x: Any, kernel: Any) -> Any:
+        return jnp.vdot(ours(case)(x, kernel), dy)
+
+    def gradient(argnums: Any, together: bool) -> Any:
+        program = jax.jit(jax.grad(loss, argnums)).lower(x, kernel).compile()
+        assert (onednn_convolution._GRADIENTS in program.as_text()) == together
+        return program(x, kernel)
+
+    both = gradient((0, 1), together=True)
+    for found, argument in zip(both, (0, 1), strict=True):
+        np.testing.assert_array_equal(found, gradient(argument, together=False))
+
+
+def test_one_gradient_of_a_change_with_both() -> None:
+    """As where a loop makes arrays of changes that are zero."""
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
+    for argument in (0, 1):
+
+        def change(one: Any, argument: int = argument) -> Any:
+            changes = [jnp.zeros_like(x), jnp.zeros_like(kernel)]
+            changes[argument] = one
+            return jax.jvp(ours(CASES[0]), (x, kernel), tuple(changes))[1]
+
+        array = (x, kernel)[argument]
+        y, back = jax.vjp(lambda *both: ours(CASES[0])(*both), x, kernel)
+        (found,) = jax.linear_transpose(change, array)(y)
+        np.testing.assert_array_equal(found, back(y)[argument])
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bfloat16_is_rounded_once(case: Case) -> None:
     """The value and both gradients, each summed exactly enough and then rounded: half of 2^-7."""
@@ -269,18 +304,21 @@ def test_shard_map() -> None:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
 
-    def gradient(convolve: Any) -> Any:
+    def gradients(convolve: Any) -> Any:
         def loss(x: Any, kernel: Any) -> Any:
             return jax.lax.psum(jnp.sum(jnp.sin(convolve(x, kernel))), "data")
 
         def of_kernel(x: Any, kernel: Any) -> Any:
             return jax.grad(loss, argnums=1)(x, kernel)
 
-        return jax.jit(
-            jax.shard_map(of_kernel, mesh=mesh, in_specs=(split, whole), out_specs=whole)
-        )(x, kernel)
+        def of_both(x: Any, kernel: Any) -> Any:
+            return jax.grad(loss, argnums=(0, 1))(x, kernel)
 
-    found, wanted = gradient(ours(CASES[0])), gradient(plain(CASES[0]))
+        over = partial(jax.shard_map, mesh=mesh, in_specs=(split, whole))
+        alone = jax.jit(over(of_kernel, out_specs=whole))(x, kernel)
+        return alone, *jax.jit(over(of_both, out_specs=(split, whole)))(x, kernel)
+
+    found, wanted = gradients(ours(CASES[0])), gradients(plain(CASES[0]))
     # Both are float32, and a sine of sums around 12 has twelve times their error.
     assert_close(found, wanted, relative=1e-5)
 
@@ -343,6 +381,23 @@ def test_calls_of_other_versions_or_types_are_refused() -> None:
         call(x, kernel.astype("bfloat16"), numbers=np.array(numbers, np.int64))
     with pytest.raises(jax.errors.JaxRuntimeError, match="ValueError"):
         call(x, kernel, numbers=np.array([*numbers, 1], np.int64))
+
+
+def test_gradients_of_other_shapes_are_refused() -> None:
+    geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    numbers = np.array(geometry.as_numbers(), np.int64)
+
+    def call(*gradients: jax.Array) -> Any:
+        results = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in gradients]
+        return jax.ffi.ffi_call(onednn_convolution._GRADIENTS, results)
+
+    assert call(x, kernel)(x, kernel, x, numbers=numbers)[1].shape == kernel.shape
+    for wrong in ((x, kernel[..., 1:]), (x[1:], kernel), (x.astype("bfloat16"), kernel)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
+            call(*wrong)(x, kernel, x, numbers=numbers)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
+        call(x, kernel)(x, kernel, x.astype("bfloat16"), numbers=numbers)
 
 
 def test_where_it_is_faster() -> None:

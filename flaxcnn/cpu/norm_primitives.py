@@ -9,7 +9,6 @@ changes; and the gradient, the transpose of that. On a CPU oneDNN computes value
 `jax.vmap`, is written in JAX's own functions.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxcnn.bilinear import batched, evaluation, varying_alike
+from flaxcnn.bilinear import batched, derived, evaluation, varying_alike
 from flaxcnn.cpu import onednn_norm
 from flaxcnn.moments import Normalised, normalised_plainly
 
@@ -139,21 +138,6 @@ def _transposed(dy: Any, *operands: Any, epsilon: float) -> list[Any]:
     return results
 
 
-def _derived(plainly: Any) -> Any:
-    """The derivative of a primitive by that of its plain form."""
-
-    def rule(primals: Any, tangents: Any, **parameters: Any) -> Any:
-        changes = [
-            np.zeros(a.shape, jax.dtypes.float0)
-            if a.dtype == np.uint8
-            else ad.instantiate_zeros(tangent)
-            for a, tangent in zip(primals, tangents, strict=True)
-        ]
-        return jax.jvp(partial(plainly, **parameters), tuple(primals), tuple(changes))
-
-    return rule
-
-
 for _primitive, _plainly in (
     (_value, _value_plainly),
     (_tangent, _tangent_plainly),
@@ -166,8 +150,8 @@ for _primitive, _plainly in (
         _primitive, mlir.lower_fun(_plainly, multiple_results=_primitive.multiple_results)
     )
 ad.primitive_jvps[_value] = _value_derived
-ad.primitive_jvps[_tangent] = _derived(_tangent_plainly)
-ad.primitive_jvps[_gradient] = _derived(_gradient_plainly)
+ad.primitive_jvps[_tangent] = derived(_tangent_plainly)
+ad.primitive_jvps[_gradient] = derived(_gradient_plainly)
 ad.primitive_transposes[_tangent] = _transposed
 for _primitive, _on_cpu in ((_value, onednn_norm.value), (_gradient, onednn_norm.gradient)):
     mlir.register_lowering(

@@ -20,7 +20,7 @@ from flaxcnn.cpu.xla_handlers import Array
 
 NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
-_TARGET = "flaxcnn_onednn_convolution"
+_TARGET, _GRADIENTS = "flaxcnn_onednn_convolution", "flaxcnn_onednn_convolution_gradients"
 
 
 class Geometry(NamedTuple):
@@ -76,23 +76,62 @@ def _lower(ctx: Any, a: Any, b: Any, *, kind: Kind, how: Geometry, shapes: Shape
     return jax.ffi.ffi_lowering(_TARGET)(ctx, a, b, numbers=numbers)
 
 
+def _lower_gradients(ctx: Any, *operands: Any, how: Geometry, shapes: Shapes) -> Any:
+    del shapes
+    numbers = np.array(how.as_numbers(), np.int64)
+    return jax.ffi.ffi_lowering(_GRADIENTS)(ctx, *operands, numbers=numbers)
+
+
 def _prepare(
     arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
 ) -> xla_handlers.Run:
     kind = Kind(numbers[0])
     arrays = dict(zip(PLACES[kind], (*arguments, *results), strict=True))
-    images, kernel, outputs = (arrays[place] for place in range(3))
-    for array in (kernel, outputs):
-        array.check(array.shape, images.dtype)
-    shapes = (images.shape, kernel.shape, outputs.shape)
+    made = _primitives([kind], [arrays[place] for place in range(3)], numbers[1:])[0]
+
+    def run(addresses: Sequence[int]) -> None:
+        with onednn.lock:
+            made.run(addresses)
+
+    return run
+
+
+def _prepare_gradients(
+    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
+) -> xla_handlers.Run:
+    for gradient, array in zip(results, arguments[:2], strict=True):
+        gradient.check(*array)
+    kinds = [Kind.SECOND_GRADIENT, Kind.FIRST_GRADIENT]
+    of_kernel, of_images = _primitives(kinds, arguments, numbers)
+
+    def run(addresses: Sequence[int]) -> None:
+        images, kernel, doutputs, dimages, dkernel = addresses
+        with onednn.lock:
+            of_kernel.run((images, doutputs, dkernel))
+            # Last: what comes next reads it.
+            of_images.run((kernel, doutputs, dimages))
+
+    return run
+
+
+def _primitives(
+    kinds: Sequence[Kind], arrays: Sequence[Array], numbers: Sequence[int]
+) -> list["_Primitive"]:
+    """Of images, kernel and outputs."""
+    dtype = arrays[0].dtype
+    for array in arrays:
+        array.check(array.shape, dtype)
+    images, kernel, outputs = (array.shape for array in arrays)
+    geometry = Geometry.from_numbers(numbers)
     with onednn.lock:
-        return _Primitive(kind, Geometry.from_numbers(numbers[1:]), shapes, images.dtype).run
+        return [_Primitive(kind, geometry, (images, kernel, outputs), dtype) for kind in kinds]
 
 
 _convolution = Bilinear("onednn_convolution", _by_xla, (jnp.float32, jnp.bfloat16))
-_convolution.on_cpu(_lower)
+_convolution.on_cpu(_lower, _lower_gradients)
 # Now, and not with the first convolution: a program read from a file comes without one.
 xla_handlers.register(_TARGET, _prepare)
+xla_handlers.register(_GRADIENTS, _prepare_gradients)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN
@@ -135,30 +174,29 @@ class _Primitive:
         self._kernel_at = places.index(1)
         self._before: Reorder | None = None
         self._after: Reorder | None = None
-        self._wanted_size = 0
+        self._working_size = self._step.scratchpad_size
         if library.equal(wanted, ours):
             return
-        self._wanted_size = library.size(wanted)
+        self._working_size += onednn.PAGE + library.size(wanted)
         if of_gradient:
             self._after = made.reorder(wanted, ours)
         else:
             self._before = made.reorder(ours, wanted)
 
     def run(self, addresses: Sequence[int]) -> None:
-        """In place, of both operands and the result."""
-        if not self._wanted_size:
-            self._step.run(addresses)
+        """In place, of both operands and the result, under `lock`."""
+        working = onednn.workspace(self._working_size)
+        if self._before is None and self._after is None:
+            self._step.run_within(addresses, working)
             return
         kernel, places = addresses[self._kernel_at], list(addresses)
-        scratchpad = self._step.scratchpad_size
-        with onednn.lock:
-            working = onednn.workspace(scratchpad + onednn.PAGE + self._wanted_size)
-            wanted = places[self._kernel_at] = onednn.rounded(working + scratchpad)
-            if self._before is not None:
-                self._before.run(kernel, wanted)
-            self._step.run_within(places, working)
-            if self._after is not None:
-                self._after.run(wanted, kernel)
+        wanted = onednn.rounded(working + self._step.scratchpad_size)
+        places[self._kernel_at] = wanted
+        if self._before is not None:
+            self._before.run(kernel, wanted)
+        self._step.run_within(places, working)
+        if self._after is not None:
+            self._after.run(wanted, kernel)
 
 
 def _describe(made: Made, kind: Kind, geometry: Geometry, layouts: Layouts) -> ctypes.c_void_p:
