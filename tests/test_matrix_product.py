@@ -50,6 +50,28 @@ def test_values_and_gradients() -> None:
     assert_close(*in_both(function, *operands()), relative=1e-6)
 
 
+def test_bfloat16_is_rounded_once() -> None:
+    """The value and both gradients, each summed exactly enough and then rounded: half of 2^-7."""
+
+    def function(product: Any, x: Any, kernel: Any) -> Any:
+        y, back = jax.vjp(product, x, kernel)
+        # Numbers that bfloat16 has, and that differ at neighbouring outputs.
+        return y, *back((jnp.arange(y.size) % 13 - 6).astype(y.dtype).reshape(y.shape))
+
+    narrow = [jnp.asarray(a, jnp.bfloat16) for a in operands()]
+    ours = partial(matrix_product.dot_general, dimension_numbers=NUMBERS)
+    assert "dense_product" in str(jax.make_jaxpr(ours)(*narrow))
+    found = jax.jit(partial(function, ours))(*narrow)
+    with jax.enable_x64(True):
+        double = [jnp.asarray(np.asarray(a, np.float64)) for a in narrow]
+        plain = partial(lax.dot_general, dimension_numbers=NUMBERS)
+        wanted = jax.jit(partial(function, plain))(*double)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == jnp.bfloat16
+        small = 1e-6 * np.abs(b).max()  # what float32 sums err, where terms cancel
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=2**-8, atol=small)
+
+
 def test_derivatives_forward_and_of_derivatives() -> None:
     def function(product: Any, x: Any, kernel: Any, dx: Any, dkernel: Any) -> Any:
         def gradients(x: Any, kernel: Any) -> Any:
@@ -95,7 +117,8 @@ def test_other_platforms_are_given_the_plain_product(platform: str) -> None:
         ((1, 1500), KERNEL, jnp.float32, {}),
         ((65, 1500), KERNEL, jnp.float32, {}),
         (ROWS, (1500, 1300), jnp.float32, {}),
-        (ROWS, KERNEL, jnp.bfloat16, {}),
+        ((129, 1500), KERNEL, jnp.bfloat16, {}),
+        (ROWS, KERNEL, jnp.float16, {}),
         (ROWS, KERNEL, jnp.float32, {"precision": "highest"}),
         (ROWS, KERNEL, jnp.float32, {"preferred_element_type": jnp.float32}),
         ((2, 3, 1500), KERNEL, jnp.float32, {}),
