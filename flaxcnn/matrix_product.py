@@ -1,13 +1,14 @@
-"""The product of a dense layer, turned so that a CPU is fast at it.
+"""The product of a dense layer, as a CPU is fast at it.
 
 XLA:CPU multiplies a few rows with a large kernel at half the speed that it can. With the rows
-turned into columns first, in memory, it takes its faster way. The kernel's gradient, which JAX
-takes as [F, C] and turns, is [C, F] so: in bfloat16 the optimiser, which XLA has read it across,
-took four times its time. On accelerators, in other types than float32 and bfloat16, for single
-rows, many rows or small kernels it is `jax.lax.dot_general`, as it is everywhere with
-`FLAXCNN_PLAIN_CONVOLUTION=1`.
+turned into columns first, in memory, it takes its faster way; and the kernel's gradient, which JAX
+takes as [F, C] and turns, is [C, F] so: in bfloat16 the optimiser took four times its time to read
+it across. In bfloat16 oneDNN computes it, where the processor has instructions for that. On
+accelerators, in other types, for single rows, many rows or small kernels it is
+`jax.lax.dot_general`, as it is everywhere with `FLAXCNN_PLAIN_CONVOLUTION=1`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax.interpreters import mlir
 
 from flaxcnn.bilinear import Bilinear, Kind, Shapes, explicitly_sharded
 from flaxcnn.convolution import PLAIN
+from flaxcnn.cpu import onednn, onednn_product
 
 _ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
 
@@ -28,19 +30,23 @@ def dot_general(
     """`jax.lax.dot_general`; what it does differently is of [N, C] and [C, F]."""
     usual = dimension_numbers == _ROWS_BY_COLUMNS and x.ndim == kernel.ndim == 2
     options = [precision, *others.values()]
-    if PLAIN or not usual or any(v is not None for v in options) or not _suits(x, kernel):
+    plain = PLAIN or not usual or any(v is not None for v in options)
+    product = None if plain else _faster_on_cpu(x, kernel)
+    if product is None:
         return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **others)
-    return _by_platform(x, kernel)
+    return _by_platform(x, kernel, product)
 
 
-@jax.jit
-def _by_platform(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    turned = partial(_product, value=(x.shape[0], kernel.shape[1]), how=None)
-    return lax.platform_dependent(x, kernel, cpu=turned, default=_as_written)
+Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def _suits(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether it can be turned, and is faster so.
+@partial(jax.jit, static_argnums=2)
+def _by_platform(x: jax.Array, kernel: jax.Array, product: Product) -> jax.Array:
+    return lax.platform_dependent(x, kernel, cpu=product, default=_as_written)
+
+
+def _faster_on_cpu(x: jax.Array, kernel: jax.Array) -> Product | None:
+    """What is faster than it is written, if anything.
 
     Value, gradient of rows, of kernel, ms, as written / turned, on 2 cores of a Xeon (model 167):
     9216x4096, 2 rows 9.5, 15.9, 18.6 / 8.7, 5.9, 7.2; 8 rows 18, 14, 11 / 14, 6.6, 8.4; 32 rows
@@ -48,15 +54,23 @@ def _suits(x: jax.Array, kernel: jax.Array) -> bool:
     0.8, 0.6, 0.8. 1280x1000, 16 rows 0.4, 0.8, 1.1 / 0.7, 0.4, 0.7. One row, gradient of rows 57 /
     57: there a row and a column are the same.
 
-    In bfloat16 all three and a momentum's update, on 2 cores of an AMD EPYC (family 25, model 17):
-    2048x1024, 8 rows 5.8 / 1.6; 128 rows 15 / 11. 9216x4096, 2 rows 169 / 34; 8 rows 181 / 44; 32
-    rows 203 / 62; 128 rows 297 / 177. 1280x1000, 32 rows 4.3 / 4.8.
+    In bfloat16 all three and a momentum's update, as written / turned / by oneDNN, on 2 cores of an
+    AMD EPYC (family 25, model 17): 9216x4096, 1 row 34 / 34 / 39; 8 rows 177 / 36 / 36; 128 rows
+    293 / 169 / 100. 4096x1000, 8 rows 13 / 4.5 / 5.0; 256 rows 42 / 39 / 19. In a network oneDNN
+    gains more: alexnet's step, batch 8, 174 / 161, googlenet's 295 / 280.
     """
+    # A program for any batch has a symbol there.
+    known = isinstance(x.shape[0], int) and x.dtype == kernel.dtype
+    if not known or explicitly_sharded(x, kernel) or x.shape[0] < 2 or kernel.size < 1 << 21:
+        return None
+    if x.dtype == jnp.bfloat16 and onednn.computes(x.dtype):
+        return onednn_product.product
     most = {"float32": 64, "bfloat16": 128}.get(x.dtype.name, 0)
-    if x.dtype != kernel.dtype or explicitly_sharded(x, kernel):
-        return False
-    known = isinstance(x.shape[0], int)  # a program for any batch has a symbol there
-    return known and 2 <= x.shape[0] <= most and kernel.size >= 1 << 21
+    return _turned_product if x.shape[0] <= most else None
+
+
+def _turned_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _product(x, kernel, (x.shape[0], kernel.shape[1]), None)
 
 
 def _as_written(x: jax.Array, kernel: jax.Array, how: None = None) -> jax.Array:

@@ -19,7 +19,7 @@ from processor import skip_unless_computed
 from flaxcnn import convolution
 from flaxcnn.bilinear import Kind
 from flaxcnn.convolution import conv_general_dilated
-from flaxcnn.cpu import onednn, onednn_convolution
+from flaxcnn.cpu import onednn, onednn_bilinear, onednn_convolution
 from flaxcnn.cpu.onednn_convolution import Geometry
 
 PADS = tuple[tuple[int, int], tuple[int, int]]
@@ -128,8 +128,12 @@ def test_both_gradients_in_one_call(case: Case) -> None:
         return jnp.vdot(ours(case)(x, kernel), dy)
 
     def gradient(argnums: Any, together: bool) -> Any:
-        program = jax.jit(jax.grad(loss, argnums)).lower(x, kernel).compile()
-        assert (onednn_convolution._GRADIENTS in program.as_text()) == together
+        gradient = jax.grad(loss, argnums)
+        assert ("onednn_convolution_gradients" in str(jax.make_jaxpr(gradient)(x, kernel))) == (
+            together
+        )
+        program = jax.jit(gradient).lower(x, kernel).compile()
+        assert program.as_text().count(f'"{onednn_convolution.TARGET}"') == 1
         return program(x, kernel)
 
     both = gradient((0, 1), together=True)
@@ -374,7 +378,7 @@ def test_an_error_is_the_programs_error() -> None:
 def test_calls_of_other_versions_or_types_are_refused() -> None:
     geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
-    call = jax.ffi.ffi_call(onednn_convolution._TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    call = jax.ffi.ffi_call(onednn_convolution.TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))
     numbers = [Kind.FORWARD, *geometry.as_numbers()]
     assert call(x, kernel, numbers=np.array(numbers, np.int64)).shape == x.shape
     with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
@@ -386,11 +390,11 @@ def test_calls_of_other_versions_or_types_are_refused() -> None:
 def test_gradients_of_other_shapes_are_refused() -> None:
     geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
-    numbers = np.array(geometry.as_numbers(), np.int64)
+    numbers = np.array((onednn_bilinear.BOTH_GRADIENTS, *geometry.as_numbers()), np.int64)
 
     def call(*gradients: jax.Array) -> Any:
         results = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in gradients]
-        return jax.ffi.ffi_call(onednn_convolution._GRADIENTS, results)
+        return jax.ffi.ffi_call(onednn_convolution.TARGET, results)
 
     assert call(x, kernel)(x, kernel, x, numbers=numbers)[1].shape == kernel.shape
     for wrong in ((x, kernel[..., 1:]), (x[1:], kernel), (x.astype("bfloat16"), kernel)):

@@ -336,7 +336,10 @@ class Step:
     def run(self, addresses: Sequence[int]) -> None:
         """Of one array for each part, in their order."""
         with lock:
-            self._call(self._execute, (*addresses, workspace(self.scratchpad_size)))
+            self.run_under_lock(addresses)
+
+    def run_under_lock(self, addresses: Sequence[int]) -> None:
+        self.run_within(addresses, workspace(self.scratchpad_size))
 
     def run_within(self, addresses: Sequence[int], working: int) -> None:
         """Under `lock`, its memory for work at `working`."""

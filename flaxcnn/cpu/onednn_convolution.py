@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
-from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.cpu import onednn, onednn_bilinear
 from flaxcnn.cpu.onednn import Argument, Made, Query, Reorder, Step, Type
-from flaxcnn.cpu.xla_handlers import Array
+from flaxcnn.cpu.xla_handlers import Run
+
+TARGET = "flaxcnn_onednn_convolution"
 
 NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-
-_TARGET, _GRADIENTS = "flaxcnn_onednn_convolution", "flaxcnn_onednn_convolution_gradients"
 
 
 class Geometry(NamedTuple):
@@ -71,67 +70,12 @@ def _by_xla(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
     )
 
 
-def _lower(ctx: Any, a: Any, b: Any, *, kind: Kind, how: Geometry, shapes: Shapes) -> Any:
-    numbers = np.array((kind, *how.as_numbers()), np.int64)
-    return jax.ffi.ffi_lowering(_TARGET)(ctx, a, b, numbers=numbers)
-
-
-def _lower_gradients(ctx: Any, *operands: Any, how: Geometry, shapes: Shapes) -> Any:
-    del shapes
-    numbers = np.array(how.as_numbers(), np.int64)
-    return jax.ffi.ffi_lowering(_GRADIENTS)(ctx, *operands, numbers=numbers)
-
-
-def _prepare(
-    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
-) -> xla_handlers.Run:
-    kind = Kind(numbers[0])
-    arrays = dict(zip(PLACES[kind], (*arguments, *results), strict=True))
-    made = _primitives([kind], [arrays[place] for place in range(3)], numbers[1:])[0]
-
-    def run(addresses: Sequence[int]) -> None:
-        with onednn.lock:
-            made.run(addresses)
-
-    return run
-
-
-def _prepare_gradients(
-    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
-) -> xla_handlers.Run:
-    for gradient, array in zip(results, arguments[:2], strict=True):
-        gradient.check(*array)
-    kinds = [Kind.SECOND_GRADIENT, Kind.FIRST_GRADIENT]
-    of_kernel, of_images = _primitives(kinds, arguments, numbers)
-
-    def run(addresses: Sequence[int]) -> None:
-        images, kernel, doutputs, dimages, dkernel = addresses
-        with onednn.lock:
-            of_kernel.run((images, doutputs, dkernel))
-            # Last: what comes next reads it.
-            of_images.run((kernel, doutputs, dimages))
-
-    return run
-
-
-def _primitives(
-    kinds: Sequence[Kind], arrays: Sequence[Array], numbers: Sequence[int]
-) -> list["_Primitive"]:
-    """Of images, kernel and outputs."""
-    dtype = arrays[0].dtype
-    for array in arrays:
-        array.check(array.shape, dtype)
-    images, kernel, outputs = (array.shape for array in arrays)
-    geometry = Geometry.from_numbers(numbers)
-    with onednn.lock:
-        return [_Primitive(kind, geometry, (images, kernel, outputs), dtype) for kind in kinds]
+def _make(kind: Kind, numbers: Sequence[int], shapes: Shapes, dtype: Any) -> Run:
+    return _Primitive(kind, Geometry.from_numbers(numbers), shapes, dtype).run
 
 
 _convolution = Bilinear("onednn_convolution", _by_xla, (jnp.float32, jnp.bfloat16))
-_convolution.on_cpu(_lower, _lower_gradients)
-# Now, and not with the first convolution: a program read from a file comes without one.
-xla_handlers.register(_TARGET, _prepare)
-xla_handlers.register(_GRADIENTS, _prepare_gradients)
+onednn_bilinear.register(_convolution, TARGET, _make, Geometry.as_numbers)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN

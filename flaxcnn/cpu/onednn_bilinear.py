@@ -1,0 +1,98 @@
+"""XLA's calls for functions of two arrays (`bilinear`) that oneDNN computes on a CPU.
+
+All of them are calls of one target, whose attribute says of what: the kind, or both gradients, and
+then what the function is made with, in integers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shapes
+from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.cpu.xla_handlers import Array
+
+BOTH_GRADIENTS = len(Kind)
+
+# What computes one kind, in place, of both operands and the result, for the function's integers,
+# the shapes of first, second and value, and their type. It is made, and called, under `lock`.
+Make = Callable[[Kind, Sequence[int], Shapes, np.dtype], xla_handlers.Run]
+
+
+def register(
+    function: Bilinear, target: str, make: Make, integers: Callable[[Any], Sequence[int]]
+) -> None:
+    """Has XLA compute it on a CPU by what `make` makes; `integers` of its `how`.
+
+    When the module is imported, not with the first call: a program read from a file comes without.
+    """
+
+    def call(ctx: Any, operands: Sequence[Any], *numbers: int) -> Any:
+        attribute = np.array(numbers, np.int64)
+        return jax.ffi.ffi_lowering(target)(ctx, *operands, numbers=attribute)
+
+    def lower(ctx: Any, a: Any, b: Any, *, kind: Kind, how: Any, shapes: Shapes) -> Any:
+        del shapes
+        return call(ctx, (a, b), kind, *integers(how))
+
+    def lower_gradients(ctx: Any, *operands: Any, how: Any, shapes: Shapes) -> Any:
+        del shapes
+        return call(ctx, operands, BOTH_GRADIENTS, *integers(how))
+
+    def prepare(
+        arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
+    ) -> xla_handlers.Run:
+        if numbers[0] == BOTH_GRADIENTS:
+            return _gradients(make, arguments, results, numbers[1:])
+        return _one(make, Kind(numbers[0]), [*arguments, *results], numbers[1:])
+
+    function.on_cpu(lower, lower_gradients)
+    xla_handlers.register(target, prepare)
+
+
+def _one(
+    make: Make, kind: Kind, arrays: Sequence[Array], numbers: Sequence[int]
+) -> xla_handlers.Run:
+    """Of both operands and the result."""
+    at = PLACES[kind].index
+    first, second, value = (arrays[at(place)] for place in range(3))
+    (compute,) = _made(make, [kind], (first, second, value), numbers)
+
+    def run(addresses: Sequence[int]) -> None:
+        with onednn.lock:
+            compute(addresses)
+
+    return run
+
+
+def _gradients(
+    make: Make, arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
+) -> xla_handlers.Run:
+    """Of first, second and the value's gradient, and the gradients of first and second."""
+    for gradient, array in zip(results, arguments[:2], strict=True):
+        gradient.check(*array)
+    kinds = [Kind.FIRST_GRADIENT, Kind.SECOND_GRADIENT]
+    of_first, of_second = _made(make, kinds, arguments, numbers)
+
+    def run(addresses: Sequence[int]) -> None:
+        first, second, dvalue, dfirst, dsecond = addresses
+        with onednn.lock:
+            of_second((first, dvalue, dsecond))
+            # Last: what comes next reads it.
+            of_first((second, dvalue, dfirst))
+
+    return run
+
+
+def _made(
+    make: Make, kinds: Sequence[Kind], arrays: Sequence[Array], numbers: Sequence[int]
+) -> list[xla_handlers.Run]:
+    """Of first, second and value."""
+    dtype = arrays[0].dtype
+    for array in arrays:
+        array.check(array.shape, dtype)
+    first, second, value = (array.shape for array in arrays)
+    with onednn.lock:
+        return [make(kind, numbers, (first, second, value), dtype) for kind in kinds]
