@@ -6,7 +6,7 @@ that they are made of, so that each is the derivative of the others, and a gradi
 that a platform needs to be given.
 
 Training asks for both gradients. They are one primitive, the transpose of how the value changes
-with both arrays, so that a platform may compute them together.
+with both arrays, and may be given a formulation too, to be computed together.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
+
+from flaxcnn.primitives import batched, derived, evaluation, varying_alike
 
 
 class Kind(IntEnum):
@@ -55,14 +55,14 @@ class Bilinear:
         parameters = ("kind", "how", "shapes")
         primitive.def_impl(evaluation(self._bind, self._plainly, parameters))
         ad.defbilinear(primitive, partial(self._transposed, 0), partial(self._transposed, 1))
-        self._derived_of_one = ad.primitive_jvps[primitive]
+        self._derived_by_one = ad.primitive_jvps[primitive]
         ad.primitive_jvps[primitive] = self._derived
         batching.primitive_batchers[primitive] = self._batched
         # Also for a program of several platforms, among which `lax.platform_dependent` chooses when
         # it runs.
         mlir.register_lowering(primitive, mlir.lower_fun(self._plainly, multiple_results=False))
 
-        # Of changes of first and second, and of both: how the value changes.
+        # Of the changes of first and second, and of those themselves: how the value changes.
         self._change = Primitive(f"{name}_change")
         self._change.def_abstract_eval(_change_abstract)
         ad.primitive_transposes[self._change] = self._change_transposed
@@ -70,6 +70,8 @@ class Bilinear:
         self._gradients = Primitive(f"{name}_gradients")
         self._gradients.multiple_results = True
         self._gradients.def_abstract_eval(_gradients_abstract)
+        ad.primitive_transposes[self._gradients] = self._gradients_transposed
+        partial_eval.dce_rules[self._gradients] = self._one_left
         for both, by_one in (
             (self._change, self._change_by_one),
             (self._gradients, self._gradients_by_one),
@@ -119,22 +121,48 @@ class Bilinear:
         first, second, _ = PLACES[wanted]
         return self._bind(known[first], known[second], kind=wanted, how=how, shapes=shapes)
 
-    def _derived(self, primals: Any, tangents: Any, **parameters: Any) -> Any:
+    def _derived(self, primals: Any, tangents: Any, *, kind: Kind, how: Any, shapes: Shapes) -> Any:
+        """Of the value along both arrays in one; else, and of gradients, along each by itself."""
         one = any(type(tangent) is ad.Zero for tangent in tangents)
-        if one or parameters["kind"] is not Kind.FORWARD:
-            return self._derived_of_one(primals, tangents, **parameters)
-        value = self._bind(*primals, **parameters)
-        del parameters["kind"]
-        return value, self._change.bind(*tangents, *primals, **parameters)
+        if one or kind is not Kind.FORWARD:
+            return self._derived_by_one(primals, tangents, kind=kind, how=how, shapes=shapes)
+        value = self._bind(*primals, kind=kind, how=how, shapes=shapes)
+        operands = varying_alike(*tangents, *primals)
+        return value, self._change.bind(*operands, how=how, shapes=shapes)
 
     def _change_transposed(self, dvalue: Any, *operands: Any, **parameters: Any) -> list[Any]:
+        wanted = [ad.is_undefined_primal(operand) for operand in operands]
         if type(dvalue) is ad.Zero:
             return [None] * 4
-        changes, arrays = operands[:2], operands[2:]
-        wanted = [ad.is_undefined_primal(change) for change in changes]
-        gradients = self._gradients.bind(*varying_alike(*arrays, dvalue), **parameters)
-        found = [g if asked else None for g, asked in zip(gradients, wanted, strict=True)]
-        return [*found, None, None]
+        if wanted != [True, True, False, False]:
+            return _transposed_plainly(self._change_by_one, dvalue, operands, parameters)
+        known = varying_alike(*operands[2:], dvalue)
+        return [*self._gradients.bind(*known, **parameters), None, None]
+
+    def _gradients_transposed(self, changes: Any, *operands: Any, **parameters: Any) -> list[Any]:
+        wanted = [ad.is_undefined_primal(operand) for operand in operands]
+        zero = [type(change) is ad.Zero for change in changes]
+        if all(zero):
+            return [None] * 3
+        if any(zero) or wanted != [False, False, True]:
+            changes = [ad.instantiate_zeros(change) for change in changes]
+            return _transposed_plainly(self._gradients_by_one, changes, operands, parameters)
+        known = varying_alike(*changes, *operands[:2])
+        return [None, None, self._change.bind(*known, **parameters)]
+
+    def _one_left(self, used: list[bool], equation: Any) -> tuple[list[bool], Any]:
+        """Where a program drops one gradient: the other by itself."""
+        if used[0] == used[1]:
+            return [used[0]] * 3, equation if used[0] else None
+        kind = Kind.FIRST_GRADIENT if used[0] else Kind.SECOND_GRADIENT
+        *operands, result = PLACES[kind]
+        left = equation.replace(
+            primitive=self._primitive,
+            invars=[equation.invars[place] for place in operands],
+            outvars=[equation.outvars[result]],
+            params={**equation.params, "kind": kind},
+        )
+        return [place in operands for place in range(3)], left
 
     def _change_by_one(
         self, dfirst: Any, dsecond: Any, first: Any, second: Any, **parameters: Any
@@ -164,6 +192,25 @@ class Bilinear:
         return jax.linear_transpose(lambda second: self._plain(a, second, how), wanted)(b)[0]
 
 
+def _transposed_plainly(
+    plainly: Callable[..., Any], cotangents: Any, operands: Sequence[Any], parameters: Any
+) -> list[Any]:
+    """Of a function that is linear in those operands that are undefined."""
+    unknown = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
+
+    def of_unknown(*values: Any) -> Any:
+        everything = list(operands)
+        for i, value in zip(unknown, values, strict=True):
+            everything[i] = value
+        return plainly(*everything, **parameters)
+
+    results: list[Any] = [None] * len(operands)
+    transposed = jax.linear_transpose(of_unknown, *(operands[i].aval for i in unknown))
+    for i, cotangent in zip(unknown, transposed(cotangents), strict=True):
+        results[i] = cotangent
+    return results
+
+
 def _change_abstract(
     _dfirst: Any, _dsecond: Any, first: Any, _second: Any, *, how: Any, shapes: Shapes
 ) -> Any:
@@ -174,63 +221,3 @@ def _change_abstract(
 def _gradients_abstract(first: Any, second: Any, _dvalue: Any, *, how: Any, shapes: Shapes) -> Any:
     del how, shapes
     return [array.update(weak_type=False) for array in (first, second)]
-
-
-# -------------------------------------------------------------------------------- of any primitive
-def evaluation(
-    bind: Callable[..., Any], plainly: Callable[..., Any], parameters: tuple[str, ...]
-) -> Callable[..., Any]:
-    """How a primitive is evaluated outside of `jax.jit`: in one, or plainly where that is disabled.
-
-    A compiled `bind` would then come back here, for ever.
-    """
-    compiled = jax.jit(bind, static_argnames=parameters)
-
-    def evaluate(*operands: Any, **options: Any) -> Any:
-        disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX adds it at import
-        return (plainly if disabled else compiled)(*operands, **options)
-
-    return evaluate
-
-
-def derived(plainly: Callable[..., Any]) -> Callable[..., Any]:
-    """The derivative of a primitive: that of its plain form."""
-
-    def rule(primals: Any, tangents: Any, **parameters: Any) -> Any:
-        changes = [
-            ad.instantiate_zeros(tangent)
-            if jnp.issubdtype(a.dtype, np.inexact)
-            else np.zeros(a.shape, jax.dtypes.float0)
-            for a, tangent in zip(primals, tangents, strict=True)
-        ]
-        return jax.jvp(partial(plainly, **parameters), tuple(primals), tuple(changes))
-
-    return rule
-
-
-def batched(plainly: Callable[..., Any]) -> Callable[..., Any]:
-    """How a primitive takes a further axis of `jax.vmap`: plainly."""
-
-    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
-        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
-        return results, jax.tree.map(lambda _: 0, results)
-
-    return rule
-
-
-def explicitly_sharded(*arrays: jax.Array) -> bool:
-    """Whether their types say how they are spread over a mesh, as these primitives' cannot."""
-    return any(jax.typeof(array).sharding.mesh.explicit_axes for array in arrays)
-
-
-def varying_alike(*arrays: Any) -> list[Any]:
-    """All varying over the axes of `jax.shard_map` that any varies over, as JAX's own do."""
-    axes: list[frozenset[Any]] = [
-        getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset()) for x in arrays
-    ]
-    everywhere = frozenset[Any]().union(*axes)
-    missing = [tuple(everywhere - over) for over in axes]
-    return [
-        lax.pcast(x, over, to="varying") if over else x
-        for x, over in zip(arrays, missing, strict=True)
-    ]

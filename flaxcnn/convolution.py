@@ -34,9 +34,9 @@ from jax import lax
 from jax.lax import PrecisionLike
 
 from flaxcnn import space_to_depth
-from flaxcnn.bilinear import explicitly_sharded
 from flaxcnn.cpu import onednn
 from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry, convolution
+from flaxcnn.primitives import explicitly_sharded
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
 

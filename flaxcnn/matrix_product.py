@@ -3,9 +3,9 @@
 XLA:CPU multiplies a few rows with a large kernel at half the speed that it can. With the rows
 turned into columns first, in memory, it takes its faster way; and the kernel's gradient, which JAX
 takes as [F, C] and turns, is [C, F] so: in bfloat16 the optimiser took four times its time to read
-it across. In bfloat16 oneDNN computes it, where the processor has instructions for that. On
-accelerators, in other types, for single rows, many rows or small kernels it is
-`jax.lax.dot_general`, as it is everywhere with `FLAXCNN_PLAIN_CONVOLUTION=1`.
+it across. Products in bfloat16 are oneDNN's, where the processor has instructions for them. On
+accelerators, in other types, for single rows or small kernels, and for many rows that are not
+oneDNN's it is `jax.lax.dot_general`, as it is everywhere with `FLAXCNN_PLAIN_CONVOLUTION=1`.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import mlir
 
-from flaxcnn.bilinear import Bilinear, Kind, Shapes, explicitly_sharded
+from flaxcnn.bilinear import Bilinear, Kind, Shapes
 from flaxcnn.convolution import PLAIN
 from flaxcnn.cpu import onednn, onednn_product
+from flaxcnn.primitives import explicitly_sharded
 
 _ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
+
+_Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def dot_general(
@@ -37,15 +40,12 @@ def dot_general(
     return _by_platform(x, kernel, product)
 
 
-Product = Callable[[jax.Array, jax.Array], jax.Array]
-
-
 @partial(jax.jit, static_argnums=2)
-def _by_platform(x: jax.Array, kernel: jax.Array, product: Product) -> jax.Array:
+def _by_platform(x: jax.Array, kernel: jax.Array, product: _Product) -> jax.Array:
     return lax.platform_dependent(x, kernel, cpu=product, default=_as_written)
 
 
-def _faster_on_cpu(x: jax.Array, kernel: jax.Array) -> Product | None:
+def _faster_on_cpu(x: jax.Array, kernel: jax.Array) -> _Product | None:
     """What is faster than it is written, if anything.
 
     Value, gradient of rows, of kernel, ms, as written / turned, on 2 cores of a Xeon (model 167):
@@ -59,9 +59,10 @@ def _faster_on_cpu(x: jax.Array, kernel: jax.Array) -> Product | None:
     293 / 169 / 100. 4096x1000, 8 rows 13 / 4.5 / 5.0; 256 rows 42 / 39 / 19. In a network oneDNN
     gains more: alexnet's step, batch 8, 174 / 161, googlenet's 295 / 280.
     """
-    # A program for any batch has a symbol there.
-    known = isinstance(x.shape[0], int) and x.dtype == kernel.dtype
-    if not known or explicitly_sharded(x, kernel) or x.shape[0] < 2 or kernel.size < 1 << 21:
+    known = isinstance(x.shape[0], int)  # a program for any batch has a symbol there
+    if not known or x.dtype != kernel.dtype or explicitly_sharded(x, kernel):
+        return None
+    if x.shape[0] < 2 or kernel.size < 1 << 21:
         return None
     if x.dtype == jnp.bfloat16 and onednn.computes(x.dtype):
         return onednn_product.product

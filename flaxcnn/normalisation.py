@@ -16,10 +16,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from flaxcnn.bilinear import explicitly_sharded, varying_alike
 from flaxcnn.convolution import PLAIN
 from flaxcnn.cpu import norm_primitives, onednn
 from flaxcnn.moments import Normalised, by_statistics, normalised_plainly
+from flaxcnn.primitives import explicitly_sharded, varying_alike
 
 
 def normalised(

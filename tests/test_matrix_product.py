@@ -1,4 +1,4 @@
-"""The turned products of dense layers against plain ones in float64, with all their derivatives."""
+"""The products of dense layers against plain ones in float64, with all their derivatives."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,8 @@ from processor import skip_unless_computed
 
 import flaxcnn
 from flaxcnn import blocks, matrix_product
-from flaxcnn.cpu import onednn
+from flaxcnn.bilinear import Kind
+from flaxcnn.cpu import onednn, onednn_product
 
 NUMBERS = (((1,), (0,)), ((), ()))
 ROWS, KERNEL = (3, 1500), (1500, 1400)  # just large enough to be turned
@@ -103,15 +104,79 @@ def test_vmap() -> None:
     assert_close(*in_both(function, *operands(), operands(1)[0]), relative=1e-6)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_gradient_in_bfloat16(place: int) -> None:
+    skip_unless_computed(jnp.bfloat16)
+    arrays = [jnp.asarray(a, jnp.bfloat16) for a in operands()]
+    ours = partial(matrix_product.dot_general, dimension_numbers=NUMBERS)
+
+    def loss(x: Any, kernel: Any) -> Any:
+        y = ours(x, kernel)
+        return jnp.vdot(y, (jnp.arange(y.size) % 13 - 6).astype(y.dtype))
+
+    both = jax.jit(jax.grad(loss, (0, 1)))(*arrays)
+    np.testing.assert_array_equal(jax.jit(jax.grad(loss, place))(*arrays), both[place])
+
+
+def test_by_xla_in_bfloat16() -> None:
+    """Where oneDNN's product is batched, or its program is for another platform."""
+    skip_unless_computed(jnp.bfloat16)
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in operands())
+    ours = partial(matrix_product.dot_general, dimension_numbers=NUMBERS)
+    found = jax.jit(jax.vmap(ours, (0, None)))(jnp.stack([x, 2 * x]), kernel)
+    for a, b in zip(found, (ours(x, kernel), ours(2 * x, kernel)), strict=True):
+        a, b = (np.asarray(y, np.float64) for y in (a, b))
+        small = 1e-6 * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=2**-7, atol=small)  # rounded to either side
+    gradients = jax.grad(lambda *a: jnp.sum(ours(*a) ** 2), (0, 1))
+    traced = jax.jit(gradients).trace(x, kernel)
+    assert "onednn" in traced.lower().as_text()
+    for platform in ("tpu", "cuda"):
+        assert "onednn" not in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_other_calls_of_onednn_are_refused() -> None:
+    skip_unless_computed(jnp.bfloat16)
+    x, kernel = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 4), jnp.bfloat16)
+
+    def call(*arrays: Any, numbers: Any = (Kind.FORWARD,)) -> Any:
+        result = jax.ShapeDtypeStruct((2, 4), jnp.bfloat16)
+        called = jax.ffi.ffi_call(onednn_product.TARGET, result)
+        return called(*arrays, numbers=np.array(numbers, np.int64))
+
+    assert call(x, kernel)[1, 3] == 3
+    for arrays, numbers, said in (
+        ((x, kernel), (Kind.FORWARD, 1), "ValueError"),
+        ((x, kernel, kernel), (Kind.FORWARD,), "ValueError"),
+        ((x, kernel), (4,), "ValueError"),
+        ((x, kernel.astype(jnp.float32)), (Kind.FORWARD,), "compile the program here"),
+        ((x, kernel[1:]), (Kind.FORWARD,), "oneDNN: dnnl_matmul"),
+        ((x, kernel[None]), (Kind.FORWARD,), "ValueError"),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=said):
+            call(*arrays, numbers=numbers)
+
+
+def test_many_rows_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "computes", lambda _: False)
+    kernel = jnp.zeros(KERNEL, jnp.bfloat16)
+    for rows, turned in ((128, True), (129, False)):
+        ours = partial(matrix_product.dot_general, dimension_numbers=NUMBERS)
+        program = str(jax.make_jaxpr(ours)(jnp.zeros((rows, KERNEL[0]), jnp.bfloat16), kernel))
+        assert ("dense_product" in program) == turned
+
+
 def test_many_rows_in_bfloat16() -> None:
     skip_unless_computed(jnp.bfloat16)
     rng = np.random.default_rng(0)
     x, kernel = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((300, 1501), (1501, 1409)))
     ours = partial(matrix_product.dot_general, dimension_numbers=NUMBERS)
     found = jax.jit(lambda *a: jax.vjp(ours, *a)[1](ours(*a)))(x, kernel)
-    exact = [np.asarray(a, np.float64) for a in (x, kernel, ours(x, kernel))]
-    wanted = exact[2] @ exact[1].T, exact[0].T @ exact[2]
-    for a, b in zip(found, wanted, strict=True):
+    assert "onednn_product" in str(jax.make_jaxpr(ours)(x, kernel))
+    y = ours(x, kernel)
+    exact = [np.asarray(a, np.float64) for a in (x, kernel, y)]
+    wanted = exact[0] @ exact[1], exact[2] @ exact[1].T, exact[0].T @ exact[2]
+    for a, b in zip((y, *found), wanted, strict=True):
         small = 1e-6 * np.abs(b).max()
         np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=2**-8, atol=small)
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -118,43 +119,88 @@ def test_values_and_gradients(case: Case) -> None:
     assert_close(*in_both(case, function, *operands(case)), relative=1e-6)
 
 
+def kinds(program: Any, *arrays: Any) -> list[int]:
+    """Of the convolutions that the library is called for."""
+    text = jax.jit(program).lower(*arrays).compile().as_text()
+    calls = [line for line in text.splitlines() if f'"{onednn_convolution.TARGET}"' in line]
+    return [int(re.search(r"numbers = dense<\[?(\d)", line)[1]) for line in calls]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("case", CASES[::3], ids=str)
-def test_both_gradients_in_one_call(case: Case) -> None:
-    """The same as each by itself, and only where both are asked for."""
-    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(case))
-    dy = jnp.sin(jnp.arange(ours(case)(x, kernel).size, dtype=jnp.float32))
+def test_both_gradients_in_one_call(case: Case, dtype: Any) -> None:
+    """The same as each by itself, and only where both are asked for, and used."""
+    skip_unless_computed(dtype)
+    arrays = [jnp.asarray(a, dtype) for a in operands(case)]
+    dy = jnp.sin(jnp.arange(ours(case)(*arrays).size)).astype(dtype)
 
     def loss(x: Any, kernel: Any) -> Any:
-        return jnp.vdot(ours(case)(x, kernel), dy)
+        return jnp.vdot(ours(case)(x, kernel).astype(dtype), dy)
 
-    def gradient(argnums: Any, together: bool) -> Any:
-        gradient = jax.grad(loss, argnums)
-        assert ("onednn_convolution_gradients" in str(jax.make_jaxpr(gradient)(x, kernel))) == (
-            together
+    def one_of_both(place: int) -> Any:
+        return lambda *a: jax.grad(loss, (0, 1))(*a)[place]
+
+    both = jax.grad(loss, (0, 1))
+    assert kinds(both, *arrays) == [onednn_bilinear.BOTH_GRADIENTS]
+    found = jax.jit(both)(*arrays)
+    for place, kind in enumerate((Kind.FIRST_GRADIENT, Kind.SECOND_GRADIENT)):
+        for one in (jax.grad(loss, place), one_of_both(place)):
+            assert kinds(one, *arrays) == [kind]
+            np.testing.assert_array_equal(jax.jit(one)(*arrays), found[place])
+
+
+def test_transposes_of_both() -> None:
+    """Of both gradients in the value's, and of a change in each that it is linear in."""
+    case = CASES[1]
+    x, kernel, dx, dkernel = (
+        jnp.asarray(a, jnp.float32) for a in (*operands(case), *operands(case, 1))
+    )
+    y, dy = jax.jvp(ours(case), (x, kernel), (dx, dkernel))
+    _, back = jax.vjp(ours(case), x, kernel)
+    (again,) = jax.linear_transpose(back, y)((dx, dkernel))
+    assert_close(again, dy, relative=1e-6)
+    for place in (0, 1):
+        (along,) = jax.linear_transpose(lambda dy, place=place: back(dy)[place], y)(
+            (dx, dkernel)[place]
         )
-        program = jax.jit(gradient).lower(x, kernel).compile()
-        assert program.as_text().count(f'"{onednn_convolution.TARGET}"') == 1
-        return program(x, kernel)
+        wanted = ours(case)(dx, kernel) if place == 0 else ours(case)(x, dkernel)
+        assert_close(along, wanted, relative=1e-6)
 
-    both = gradient((0, 1), together=True)
-    for found, argument in zip(both, (0, 1), strict=True):
-        np.testing.assert_array_equal(found, gradient(argument, together=False))
+    def changed(x: Any, kernel: Any, dx: Any, dkernel: Any) -> Any:
+        return jax.jvp(ours(case), (x, kernel), (dx, dkernel))[1]
+
+    none, nothing = jnp.zeros_like(x), jnp.zeros_like(kernel)
+    of_x, of_kernel = back(y)
+    for place, others, wanted in (
+        (2, (x, kernel, None, nothing), of_x),
+        (3, (x, kernel, none, None), of_kernel),
+        (0, (None, kernel, none, kernel), of_x),
+        (1, (x, None, x, nothing), of_kernel),
+    ):
+
+        def of_one(value: Any, place: int = place, others: Any = others) -> Any:
+            return changed(*(value if i == place else a for i, a in enumerate(others)))
+
+        (found,) = jax.linear_transpose(of_one, (x, kernel, x, kernel)[place])(y)
+        assert_close(found, wanted, relative=1e-6)
 
 
-def test_one_gradient_of_a_change_with_both() -> None:
-    """As where a loop makes arrays of changes that are zero."""
-    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
-    for argument in (0, 1):
+def test_in_a_loop() -> None:
+    """The derivatives of what is carried are arrays from the beginning."""
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(Case((2, 9, 7, 8), (3, 3, 8, 8))))
 
-        def change(one: Any, argument: int = argument) -> Any:
-            changes = [jnp.zeros_like(x), jnp.zeros_like(kernel)]
-            changes[argument] = one
-            return jax.jvp(ours(CASES[0]), (x, kernel), tuple(changes))[1]
+    def loss(convolve: Any, x: Any, kernel: Any) -> Any:
+        def again(x: Any, _: Any) -> Any:
+            return jnp.sin(convolve(x, kernel)), None
 
-        array = (x, kernel)[argument]
-        y, back = jax.vjp(lambda *both: ours(CASES[0])(*both), x, kernel)
-        (found,) = jax.linear_transpose(change, array)(y)
-        np.testing.assert_array_equal(found, back(y)[argument])
+        return jnp.sum(lax.scan(again, x, length=3)[0] ** 2)
+
+    case = Case(x.shape, kernel.shape)
+    found, wanted = (
+        jax.jit(jax.grad(partial(loss, convolve), (0, 1)))(x, kernel)
+        for convolve in (ours(case), plain(case))
+    )
+    assert_close(found, wanted, relative=1e-4)  # both float32; sines of sums of hundreds
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -296,7 +342,8 @@ def test_other_platforms_lower_without(target: str) -> None:
 
 def test_one_program_for_two_platforms() -> None:
     x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
-    traced = jax.jit(ours(CASES[0])).trace(x, kernel)
+    gradients = jax.grad(lambda x, kernel: jnp.sum(ours(CASES[0])(x, kernel) ** 2), argnums=(0, 1))
+    traced = jax.jit(gradients).trace(x, kernel)
     text = traced.lower(lowering_platforms=("cpu", "tpu")).as_text()
     assert "onednn" in text
     assert "stablehlo.convolution" in text
@@ -341,17 +388,17 @@ def test_the_same_from_many_threads_and_every_time() -> None:
     cases = CASES[:4]
 
     def program(case: Case) -> Any:
-        return jax.jit(jax.grad(lambda kernel, x: jnp.sum(ours(case)(x, kernel) ** 2)))
+        return jax.jit(jax.grad(lambda kernel, x: jnp.sum(ours(case)(x, kernel) ** 2), (0, 1)))
 
     programs = [program(case) for case in cases]
     inputs = [[jnp.asarray(a, jnp.float32) for a in reversed(operands(c))] for c in cases]
-    wanted = [np.asarray(f(*a)) for f, a in zip(programs, inputs, strict=True)]
+    wanted = [jax.device_get(f(*a)) for f, a in zip(programs, inputs, strict=True)]
     wrong = []
 
     def work(number: int) -> None:
         for _ in range(20):
-            found = np.asarray(programs[number](*inputs[number]))
-            if not np.array_equal(found, wanted[number]):
+            found = jax.device_get(programs[number](*inputs[number]))
+            if not all(map(np.array_equal, found, wanted[number])):
                 wrong.append(number)
 
     threads = [threading.Thread(target=work, args=(i % 4,)) for i in range(8)]
@@ -385,6 +432,9 @@ def test_calls_of_other_versions_or_types_are_refused() -> None:
         call(x, kernel.astype("bfloat16"), numbers=np.array(numbers, np.int64))
     with pytest.raises(jax.errors.JaxRuntimeError, match="ValueError"):
         call(x, kernel, numbers=np.array([*numbers, 1], np.int64))
+    for arrays in ((x,), (x, kernel, kernel)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="ValueError"):
+            call(*arrays, numbers=np.array(numbers, np.int64))
 
 
 def test_gradients_of_other_shapes_are_refused() -> None:
@@ -402,6 +452,8 @@ def test_gradients_of_other_shapes_are_refused() -> None:
             call(*wrong)(x, kernel, x, numbers=numbers)
     with pytest.raises(jax.errors.JaxRuntimeError, match="compile the program here"):
         call(x, kernel)(x, kernel, x.astype("bfloat16"), numbers=numbers)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="oneDNN: dnnl_convolution_forward"):
+        call(x, kernel)(x, kernel, x[:, 1:], numbers=numbers)
 
 
 def test_where_it_is_faster() -> None:

@@ -17,9 +17,9 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxcnn.bilinear import batched, derived, evaluation, varying_alike
 from flaxcnn.cpu import onednn_norm
 from flaxcnn.moments import Normalised, normalised_plainly
+from flaxcnn.primitives import batched, derived, evaluation, varying_alike
 
 _AXES = (0, 1, 2)
 _TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))

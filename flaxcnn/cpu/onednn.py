@@ -1,8 +1,8 @@
 """oneDNN, the library that torch computes convolutions with on a CPU: its C interface by ctypes.
 
 Version 3, `oneapi/dnnl/dnnl.h`: finding and calling it, what it makes, and memory for its work.
-`onednn_convolution`, `onednn_norm`, `onednn_pool` and `onednn_layers` say what it computes, in
-float32, and in bfloat16 what a processor has instructions for.
+`onednn_convolution`, `onednn_product`, `onednn_norm`, `onednn_pool` and `onednn_layers` say what it
+computes, in float32, and in bfloat16 what a processor has instructions for.
 
 The library works with threads of its own for each thread that calls it, as many as the process may
 use cores or `OMP_NUM_THREADS` says, so that one call at a time is run, under `lock`.
@@ -339,6 +339,7 @@ class Step:
             self.run_under_lock(addresses)
 
     def run_under_lock(self, addresses: Sequence[int]) -> None:
+        """As `run`, for a caller that holds `lock`."""
         self.run_within(addresses, workspace(self.scratchpad_size))
 
     def run_within(self, addresses: Sequence[int], working: int) -> None:

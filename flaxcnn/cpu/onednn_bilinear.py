@@ -14,10 +14,11 @@ from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shapes
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.xla_handlers import Array
 
-BOTH_GRADIENTS = len(Kind)
+BOTH_GRADIENTS = 3  # beside what `Kind` has; programs in files say so
 
-# What computes one kind, in place, of both operands and the result, for the function's integers,
-# the shapes of first, second and value, and their type. It is made, and called, under `lock`.
+# Makes what computes one kind, called with the addresses of both operands and of the result, for
+# the function's integers, the shapes of first, second and value, and their type. It is made, and
+# called, under `lock`.
 Make = Callable[[Kind, Sequence[int], Shapes, np.dtype], xla_handlers.Run]
 
 
@@ -26,7 +27,8 @@ def register(
 ) -> None:
     """Has XLA compute it on a CPU by what `make` makes; `integers` of its `how`.
 
-    When the module is imported, not with the first call: a program read from a file comes without.
+    To be called when a module is imported, not with the first convolution: a program that is read
+    from a file comes without one.
     """
 
     def call(ctx: Any, operands: Sequence[Any], *numbers: int) -> Any:
@@ -55,10 +57,13 @@ def register(
 def _one(
     make: Make, kind: Kind, arrays: Sequence[Array], numbers: Sequence[int]
 ) -> xla_handlers.Run:
-    """Of both operands and the result."""
-    at = PLACES[kind].index
-    first, second, value = (arrays[at(place)] for place in range(3))
-    (compute,) = _made(make, [kind], (first, second, value), numbers)
+    """Computes one kind, of both operands and the result.
+
+    Raises:
+        ValueError: there are more or fewer, or they are not of one type.
+    """
+    of = dict(zip(PLACES[kind], arrays, strict=True))
+    (compute,) = _made(make, [kind], [of[place] for place in range(3)], numbers)
 
     def run(addresses: Sequence[int]) -> None:
         with onednn.lock:
@@ -70,7 +75,11 @@ def _one(
 def _gradients(
     make: Make, arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
 ) -> xla_handlers.Run:
-    """Of first, second and the value's gradient, and the gradients of first and second."""
+    """Computes both, of first, second and the value's gradient.
+
+    Raises:
+        ValueError: the results are not like first and second, or they are not of one type.
+    """
     for gradient, array in zip(results, arguments[:2], strict=True):
         gradient.check(*array)
     kinds = [Kind.FIRST_GRADIENT, Kind.SECOND_GRADIENT]
@@ -80,7 +89,7 @@ def _gradients(
         first, second, dvalue, dfirst, dsecond = addresses
         with onednn.lock:
             of_second((first, dvalue, dsecond))
-            # Last: what comes next reads it.
+            # Last, for the caches: what comes next reads it.
             of_first((second, dvalue, dfirst))
 
     return run
@@ -89,7 +98,7 @@ def _gradients(
 def _made(
     make: Make, kinds: Sequence[Kind], arrays: Sequence[Array], numbers: Sequence[int]
 ) -> list[xla_handlers.Run]:
-    """Of first, second and value."""
+    """What computes each kind, for first, second and value; takes `lock`."""
     dtype = arrays[0].dtype
     for array in arrays:
         array.check(array.shape, dtype)

@@ -15,6 +15,8 @@ from flaxcnn.cpu import onednn_bilinear
 from flaxcnn.cpu.onednn import Argument, Made, Step, Type
 from flaxcnn.cpu.xla_handlers import Run
 
+TARGET = "flaxcnn_onednn_product"
+
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[N, C] and [C, F] -> [N, F], all bfloat16."""
@@ -33,7 +35,9 @@ _FACTORS = {
 }
 
 
-def _make(kind: Kind, _: Sequence[int], shapes: Shapes, dtype: Any) -> Run:
+def _make(kind: Kind, numbers: Sequence[int], shapes: Shapes, dtype: Any) -> Run:
+    if numbers:
+        raise ValueError(f"a product is made with no numbers, not {len(numbers)}")
     factors, turned = _FACTORS[kind]
     made = Made()
     layouts = [
@@ -59,4 +63,4 @@ def _layout(shape: Shape, turned: bool) -> tuple[Shape, Shape]:
 
 
 _product = Bilinear("onednn_product", _by_xla, (jnp.bfloat16,))
-onednn_bilinear.register(_product, "flaxcnn_onednn_product", _make, integers=lambda _: ())
+onednn_bilinear.register(_product, TARGET, _make, integers=lambda _: ())

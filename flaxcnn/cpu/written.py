@@ -14,8 +14,8 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxcnn.bilinear import explicitly_sharded
 from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.primitives import explicitly_sharded
 
 _TARGET = "flaxcnn_written"
 

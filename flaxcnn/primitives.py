@@ -1,0 +1,74 @@
+"""What JAX primitives of our own have in common: how they are evaluated, derived and batched.
+
+Each is given by a plain form, in JAX's own functions or of simpler primitives.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax import lax
+from jax.interpreters import ad
+
+
+def evaluation(
+    bind: Callable[..., Any], plainly: Callable[..., Any], parameters: tuple[str, ...]
+) -> Callable[..., Any]:
+    """How a primitive is evaluated outside of `jax.jit`: in one, or plainly where that is disabled.
+
+    A compiled `bind` would then come back here, for ever.
+    """
+    compiled = jax.jit(bind, static_argnames=parameters)
+
+    def evaluate(*operands: Any, **options: Any) -> Any:
+        disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX adds it at import
+        return (plainly if disabled else compiled)(*operands, **options)
+
+    return evaluate
+
+
+def derived(plainly: Callable[..., Any]) -> Callable[..., Any]:
+    """The derivative of a primitive: that of its plain form, along what changes."""
+
+    def rule(primals: Any, tangents: Any, **parameters: Any) -> Any:
+        changing = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+
+        def along(*values: Any) -> Any:
+            operands = list(primals)
+            for i, value in zip(changing, values, strict=True):
+                operands[i] = value
+            return plainly(*operands, **parameters)
+
+        points, directions = ([them[i] for i in changing] for them in (primals, tangents))
+        return jax.jvp(along, points, directions)
+
+    return rule
+
+
+def batched(plainly: Callable[..., Any]) -> Callable[..., Any]:
+    """How a primitive takes a further axis of `jax.vmap`: plainly."""
+
+    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
+        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
+        return results, jax.tree.map(lambda _: 0, results)
+
+    return rule
+
+
+def explicitly_sharded(*arrays: jax.Array) -> bool:
+    """Whether their types say how they are spread over a mesh, as these primitives' cannot."""
+    return any(jax.typeof(array).sharding.mesh.explicit_axes for array in arrays)
+
+
+def varying_alike(*arrays: Any) -> list[Any]:
+    """All varying over the axes of `jax.shard_map` that any varies over, as JAX's own do."""
+    axes: list[frozenset[Any]] = [
+        getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset()) for x in arrays
+    ]
+    everywhere = frozenset[Any]().union(*axes)
+    missing = [tuple(everywhere - over) for over in axes]
+    return [
+        lax.pcast(x, over, to="varying") if over else x
+        for x, over in zip(arrays, missing, strict=True)
+    ]
