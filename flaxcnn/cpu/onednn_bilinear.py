@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shapes
+from flaxcnn.bilinear import PLACES, Kind, Shapes
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.xla_handlers import Array
 
@@ -22,26 +22,30 @@ BOTH_GRADIENTS = 3  # beside what `Kind` has; programs in files say so
 Make = Callable[[Kind, Sequence[int], Shapes, np.dtype], xla_handlers.Run]
 
 
-def register(
-    function: Bilinear, target: str, make: Make, integers: Callable[[Any], Sequence[int]]
-) -> None:
-    """Has XLA compute it on a CPU by what `make` makes; `integers` of its `how`.
-
-    To be called when a module is imported, not with the first convolution: a program that is read
-    from a file comes without one.
-    """
+def lowerings(target: str, integers: Callable[[Any], Sequence[int]]) -> tuple[Any, Any]:
+    """For `Bilinear.on_cpu`: one kind, and both gradients in one call, by `integers` of `how`."""
 
     def call(ctx: Any, operands: Sequence[Any], *numbers: int) -> Any:
         attribute = np.array(numbers, np.int64)
         return jax.ffi.ffi_lowering(target)(ctx, *operands, numbers=attribute)
 
-    def lower(ctx: Any, a: Any, b: Any, *, kind: Kind, how: Any, shapes: Shapes) -> Any:
+    def of_one(ctx: Any, a: Any, b: Any, *, kind: Kind, how: Any, shapes: Shapes) -> Any:
         del shapes
         return call(ctx, (a, b), kind, *integers(how))
 
-    def lower_gradients(ctx: Any, *operands: Any, how: Any, shapes: Shapes) -> Any:
+    def of_gradients(ctx: Any, *operands: Any, how: Any, shapes: Shapes) -> Any:
         del shapes
         return call(ctx, operands, BOTH_GRADIENTS, *integers(how))
+
+    return of_one, of_gradients
+
+
+def register(target: str, make: Make) -> None:
+    """Has XLA compute what `lowerings` call by what `make` makes.
+
+    When a module is imported, not with its first call: a program that is read from a file comes
+    without one.
+    """
 
     def prepare(
         arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
@@ -50,7 +54,6 @@ def register(
             return _gradients(make, arguments, results, numbers[1:])
         return _one(make, Kind(numbers[0]), [*arguments, *results], numbers[1:])
 
-    function.on_cpu(lower, lower_gradients)
     xla_handlers.register(target, prepare)
 
 

@@ -63,4 +63,5 @@ def _layout(shape: Shape, turned: bool) -> tuple[Shape, Shape]:
 
 
 _product = Bilinear("onednn_product", _by_xla, (jnp.bfloat16,))
-onednn_bilinear.register(_product, TARGET, _make, integers=lambda _: ())
+_product.on_cpu(*onednn_bilinear.lowerings(TARGET, integers=lambda _: ()))
+onednn_bilinear.register(TARGET, _make)
