@@ -140,15 +140,8 @@ class Bilinear:
         return [*self._gradients.bind(*known, **parameters), None, None]
 
     def _gradients_transposed(self, changes: Any, *operands: Any, **parameters: Any) -> list[Any]:
-        wanted = [ad.is_undefined_primal(operand) for operand in operands]
-        zero = [type(change) is ad.Zero for change in changes]
-        if all(zero):
-            return [None] * 3
-        if any(zero) or wanted != [False, False, True]:
-            changes = [ad.instantiate_zeros(change) for change in changes]
-            return _transposed_plainly(self._gradients_by_one, changes, operands, parameters)
-        known = varying_alike(*changes, *operands[:2])
-        return [None, None, self._change.bind(*known, **parameters)]
+        changes = [ad.instantiate_zeros(change) for change in changes]
+        return _transposed_plainly(self._gradients_by_one, changes, operands, parameters)
 
     def _one_left(self, used: list[bool], equation: Any) -> tuple[list[bool], Any]:
         """Where a program drops one gradient: the other by itself."""
