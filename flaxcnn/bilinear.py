@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir, partial_eval
+from jax.interpreters import ad, batching, mlir
 
 from flaxcnn.primitives import batched, derived, evaluation, varying_alike
 
@@ -71,7 +71,6 @@ class Bilinear:
         self._gradients.multiple_results = True
         self._gradients.def_abstract_eval(_gradients_abstract)
         ad.primitive_transposes[self._gradients] = self._gradients_transposed
-        partial_eval.dce_rules[self._gradients] = self._one_left
         for both, by_one in (
             (self._change, self._change_by_one),
             (self._gradients, self._gradients_by_one),
@@ -142,20 +141,6 @@ class Bilinear:
     def _gradients_transposed(self, changes: Any, *operands: Any, **parameters: Any) -> list[Any]:
         changes = [ad.instantiate_zeros(change) for change in changes]
         return _transposed_plainly(self._gradients_by_one, changes, operands, parameters)
-
-    def _one_left(self, used: list[bool], equation: Any) -> tuple[list[bool], Any]:
-        """Where a program drops one gradient: the other by itself."""
-        if used[0] == used[1]:
-            return [used[0]] * 3, equation if used[0] else None
-        kind = Kind.FIRST_GRADIENT if used[0] else Kind.SECOND_GRADIENT
-        *operands, result = PLACES[kind]
-        left = equation.replace(
-            primitive=self._primitive,
-            invars=[equation.invars[place] for place in operands],
-            outvars=[equation.outvars[result]],
-            params={**equation.params, "kind": kind},
-        )
-        return [place in operands for place in range(3)], left
 
     def _change_by_one(
         self, dfirst: Any, dsecond: Any, first: Any, second: Any, **parameters: Any
