@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxcnn.primitives import batched, derived, evaluation, varying_alike
+from flaxcnn.primitives import batched, derived, evaluation, transposed, varying_alike
 
 
 class Kind(IntEnum):
@@ -134,13 +134,13 @@ class Bilinear:
         if type(dvalue) is ad.Zero:
             return [None] * 4
         if wanted != [True, True, False, False]:
-            return _transposed_plainly(self._change_by_one, dvalue, operands, parameters)
+            return transposed(partial(self._change_by_one, **parameters), dvalue, operands)
         known = varying_alike(*operands[2:], dvalue)
         return [*self._gradients.bind(*known, **parameters), None, None]
 
     def _gradients_transposed(self, changes: Any, *operands: Any, **parameters: Any) -> list[Any]:
         changes = [ad.instantiate_zeros(change) for change in changes]
-        return _transposed_plainly(self._gradients_by_one, changes, operands, parameters)
+        return transposed(partial(self._gradients_by_one, **parameters), changes, operands)
 
     def _change_by_one(
         self, dfirst: Any, dsecond: Any, first: Any, second: Any, **parameters: Any
@@ -168,25 +168,6 @@ class Bilinear:
         if kind is Kind.FIRST_GRADIENT:
             return jax.linear_transpose(lambda first: self._plain(first, a, how), wanted)(b)[0]
         return jax.linear_transpose(lambda second: self._plain(a, second, how), wanted)(b)[0]
-
-
-def _transposed_plainly(
-    plainly: Callable[..., Any], cotangents: Any, operands: Sequence[Any], parameters: Any
-) -> list[Any]:
-    """Of a function that is linear in those operands that are undefined."""
-    unknown = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
-
-    def of_unknown(*values: Any) -> Any:
-        everything = list(operands)
-        for i, value in zip(unknown, values, strict=True):
-            everything[i] = value
-        return plainly(*everything, **parameters)
-
-    results: list[Any] = [None] * len(operands)
-    transposed = jax.linear_transpose(of_unknown, *(operands[i].aval for i in unknown))
-    for i, cotangent in zip(unknown, transposed(cotangents), strict=True):
-        results[i] = cotangent
-    return results
 
 
 def _change_abstract(

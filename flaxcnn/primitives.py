@@ -3,7 +3,7 @@
 Each is given by a plain form, in JAX's own functions or of simpler primitives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,17 +33,36 @@ def derived(plainly: Callable[..., Any]) -> Callable[..., Any]:
 
     def rule(primals: Any, tangents: Any, **parameters: Any) -> Any:
         changing = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
-
-        def along(*values: Any) -> Any:
-            operands = list(primals)
-            for i, value in zip(changing, values, strict=True):
-                operands[i] = value
-            return plainly(*operands, **parameters)
-
+        along = of_some(partial(plainly, **parameters), primals, changing)
         points, directions = ([them[i] for i in changing] for them in (primals, tangents))
         return jax.jvp(along, points, directions)
 
     return rule
+
+
+def transposed(plainly: Callable[..., Any], cotangents: Any, operands: Sequence[Any]) -> list[Any]:
+    """Of a function that is linear in those operands that are undefined; None of the others."""
+    unknown = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
+    linear = of_some(plainly, operands, unknown)
+    found = jax.linear_transpose(linear, *(operands[i].aval for i in unknown))(cotangents)
+    results: list[Any] = [None] * len(operands)
+    for i, cotangent in zip(unknown, found, strict=True):
+        results[i] = cotangent
+    return results
+
+
+def of_some(
+    function: Callable[..., Any], operands: Sequence[Any], places: Sequence[int]
+) -> Callable[..., Any]:
+    """The function of the operands in those places alone, with the others as they are."""
+
+    def of_those(*values: Any) -> Any:
+        everything = list(operands)
+        for place, value in zip(places, values, strict=True):
+            everything[place] = value
+        return function(*everything)
+
+    return of_those
 
 
 def batched(plainly: Callable[..., Any]) -> Callable[..., Any]:

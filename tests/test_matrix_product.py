@@ -44,6 +44,14 @@ def assert_close(found: Any, wanted: Any, relative: float) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=relative * np.abs(b).max())
 
 
+def assert_rounded_once(found: Any, wanted: Any) -> None:
+    """Summed exactly enough, and then rounded to bfloat16: by half of 2^-7."""
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == jnp.bfloat16
+        small = 1e-6 * np.abs(b).max()  # what float32 sums err, where terms cancel
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=2**-8, atol=small)
+
+
 def test_values_and_gradients() -> None:
     def function(product: Any, x: Any, kernel: Any) -> Any:
         y, back = jax.vjp(product, x, kernel)
@@ -55,7 +63,7 @@ def test_values_and_gradients() -> None:
 
 @pytest.mark.parametrize("product", ["onednn_product", "dense_product"])
 def test_bfloat16_is_rounded_once(product: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The value and both gradients, each summed exactly enough and then rounded: half of 2^-7."""
+    """The value and both gradients."""
     if product == "onednn_product":
         skip_unless_computed(jnp.bfloat16)
     else:
@@ -74,10 +82,7 @@ def test_bfloat16_is_rounded_once(product: str, monkeypatch: pytest.MonkeyPatch)
         double = [jnp.asarray(np.asarray(a, np.float64)) for a in narrow]
         plain = partial(lax.dot_general, dimension_numbers=NUMBERS)
         wanted = jax.jit(partial(function, plain))(*double)
-    for a, b in zip(found, wanted, strict=True):
-        assert a.dtype == jnp.bfloat16
-        small = 1e-6 * np.abs(b).max()  # what float32 sums err, where terms cancel
-        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=2**-8, atol=small)
+    assert_rounded_once(found, wanted)
 
 
 def test_derivatives_forward_and_of_derivatives() -> None:
@@ -123,11 +128,9 @@ def test_by_xla_in_bfloat16() -> None:
     skip_unless_computed(jnp.bfloat16)
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in operands())
     ours = partial(matrix_product.dot_general, dimension_numbers=NUMBERS)
-    found = jax.jit(jax.vmap(ours, (0, None)))(jnp.stack([x, 2 * x]), kernel)
-    for a, b in zip(found, (ours(x, kernel), ours(2 * x, kernel)), strict=True):
-        a, b = (np.asarray(y, np.float64) for y in (a, b))
-        small = 1e-6 * np.abs(b).max()
-        np.testing.assert_allclose(a, b, rtol=2**-7, atol=small)  # rounded to either side
+    rows = jnp.stack([x, 2 * x])
+    found = jax.jit(jax.vmap(ours, (0, None)))(rows, kernel)
+    assert_rounded_once([found], [np.asarray(rows, np.float64) @ np.asarray(kernel, np.float64)])
     gradients = jax.grad(lambda *a: jnp.sum(ours(*a) ** 2), (0, 1))
     traced = jax.jit(gradients).trace(x, kernel)
     assert "onednn" in traced.lower().as_text()
@@ -176,9 +179,7 @@ def test_many_rows_in_bfloat16() -> None:
     y = ours(x, kernel)
     exact = [np.asarray(a, np.float64) for a in (x, kernel, y)]
     wanted = exact[0] @ exact[1], exact[2] @ exact[1].T, exact[0].T @ exact[2]
-    for a, b in zip((y, *found), wanted, strict=True):
-        small = 1e-6 * np.abs(b).max()
-        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=2**-8, atol=small)
+    assert_rounded_once((y, *found), wanted)
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -123,7 +123,8 @@ def kinds(program: Any, *arrays: Any) -> list[int]:
     """Of the convolutions that the library is called for."""
     text = jax.jit(program).lower(*arrays).compile().as_text()
     calls = [line for line in text.splitlines() if f'"{onednn_convolution.TARGET}"' in line]
-    return [int(re.search(r"numbers = dense<\[?(\d)", line)[1]) for line in calls]  # type: ignore[index]
+    # The first of several integers, or all of them, if they are the same.
+    return [int(kind) for line in calls for kind in re.findall(r"numbers = dense<\[?(\d)", line)]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
