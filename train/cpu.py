@@ -25,7 +25,8 @@ _FLAGS = {
     # Where the processor has AVX-512: of efficientnet_b0, batch 8, 6 %, of most others nothing.
     "--xla_cpu_prefer_vector_width": "512",
 }
-KNOWN_TO = ("0.10.2",)  # jaxlib: in another, an unknown flag ends the process
+# Versions of jaxlib: in another, an unknown flag ends the process.
+KNOWN_TO = ("0.10.2", "0.11.0", "0.11.1", "0.11.2", "0.12.0", "0.12.0.1")
 
 
 def prepare() -> None:
