@@ -26,7 +26,7 @@ def three_steps(arch: str, device: jax.Device) -> tuple[np.ndarray, np.ndarray]:
 
     Float32 would not do: where the input of a ReLU is next to zero it lets through what it would
     not have, and of googlenet's momentum a fifth is another when sums come in another order. Nor
-    would uint8 images, which a step normalises in float32: a GPU rounds that once less.
+    would uint8 images, which a step normalises in float32, rounding as a device likes.
     """
     with jax.default_device(device), jax.enable_x64():
         plan = workloads.plan_for(arch, SIZE, BATCH, CLASSES, "float32")
