@@ -50,7 +50,9 @@ def version() -> str:
 # -------------------------------------------------------------------------------- the library
 _ANY, _CPU, _OF_USER = 1, 1, 1
 _OPENMP = 2  # dnnl_runtime_omp
-_AVX512_BF16 = 0xE7  # dnnl_cpu_isa_avx512_core_bf16, of which those that have more have the bits
+# Of a processor's instructions (dnnl_cpu_isa_...); those that have more have the bits.
+_AVX2, _AVX512, _AVX512_BF16 = 0x7, 0x27, 0xE7
+_IMPLEMENTATION = 8  # dnnl_query_impl_info_str
 
 
 class Type(IntEnum):
@@ -129,8 +131,9 @@ class Library:
         self.fitting = version.major == 3 and version.cpu_runtime == _OPENMP
         self.fitting = self.fitting and self._has_all_its_threads()
         self.types = {"float32"}
+        self.at_most_avx2 = self._has(_AVX2) and not self._has(_AVX512)
         if self.fitting:
-            if self._quick.dnnl_get_effective_cpu_isa() & _AVX512_BF16 == _AVX512_BF16:
+            if self._has(_AVX512_BF16):
                 self.types.add("bfloat16")
             self.engine = self.create("engine_create", _CPU, ctypes.c_size_t(0))
             self.stream = self.create("stream_create", self.engine, 1)
@@ -143,6 +146,9 @@ class Library:
             self.execute_quickly = self._quick.dnnl_primitive_execute
             for execute in (self.execute, self.execute_quickly):
                 execute.argtypes = (pointer, pointer, ctypes.c_int, pointer)
+
+    def _has(self, instructions: int) -> bool:
+        return int(self._quick.dnnl_get_effective_cpu_isa()) & instructions == instructions
 
     def _has_all_its_threads(self) -> bool:
         """Whether OpenMP has as many as it says: with fewer, sums lack parts or never end."""
@@ -178,6 +184,17 @@ class Library:
 
     def chosen_layout(self, description: ctypes.c_void_p, query: Query) -> ctypes.c_void_p:
         return ctypes.c_void_p(self._quick.dnnl_primitive_desc_query_md(description, query, 0))
+
+    def implementation(self, description: ctypes.c_void_p) -> str:
+        """The name of the one that a primitive's description is of."""
+        name = ctypes.c_char_p()
+        where = (description, _IMPLEMENTATION, 0, ctypes.byref(name))
+        self.do("primitive_desc_query", *where)
+        return (name.value or b"").decode()
+
+    def next_implementation(self, description: ctypes.c_void_p) -> bool:
+        """Makes the description one of the next; False, and nothing, if it is of the last."""
+        return bool(self._quick.dnnl_primitive_desc_next_impl(description) == 0)
 
     def equal(self, a: ctypes.c_void_p, b: ctypes.c_void_p) -> bool:
         return bool(self._quick.dnnl_memory_desc_equal(a, b))

@@ -6,6 +6,7 @@ library (machine code for one case) is made at its first call and kept.
 
 import ctypes
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
-from flaxcnn.cpu import onednn, onednn_bilinear
+from flaxcnn.cpu import onednn, onednn_bilinear, onednn_choice
 from flaxcnn.cpu.onednn import Argument, Made, Query, Reorder, Step, Type
 from flaxcnn.cpu.xla_handlers import Run
 
@@ -116,7 +117,10 @@ class _Primitive:
             made.any_layout(kernel_layout(kernel, geometry.groups)[0], of),
             made.layout(*image_layout(outputs), of),
         )
-        description = _describe(made, kind, geometry, layouts)
+        describe = partial(_describe, made, kind, geometry, layouts)
+        description = onednn_choice.fastest(
+            library, describe, kind, kernel, outputs, geometry.groups
+        )
         of_gradient = kind is Kind.SECOND_GRADIENT
         wanted = library.chosen_layout(
             description, Query.WEIGHTS_GRADIENT if of_gradient else Query.WEIGHTS

@@ -10,7 +10,7 @@ is rounded once.
 import ctypes
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,8 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from flaxcnn.bilinear import Shape
-from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.bilinear import Kind, Shape
+from flaxcnn.cpu import onednn, onednn_choice, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
 from flaxcnn.cpu.xla_handlers import Array
@@ -193,12 +193,15 @@ def _describe_convolution(
 ) -> _Described:
     """The description; layouts of the kernel as JAX has it, of inputs and of outputs."""
     assert layer.geometry is not None
-    of = Type.of(layer.dtype)
-    sizes, strides = kernel_layout(layer.kernel, layer.geometry.groups)
+    of, geometry = Type.of(layer.dtype), layer.geometry
+    sizes, strides = kernel_layout(layer.kernel, geometry.groups)
     maps = (layer.inputs, layer.outputs)
     inputs, outputs = (made.layout(*image_layout(shape), of) for shape in maps)
     layouts = (inputs, made.any_layout(sizes, of), outputs)
-    description = describe_forward(made, _INFERENCE, layer.geometry, layouts, bias, attributes)
+    describe = partial(describe_forward, made, _INFERENCE, geometry, layouts, bias, attributes)
+    description = onednn_choice.fastest(
+        made.library, describe, Kind.FORWARD, layer.kernel, layer.outputs, geometry.groups
+    )
     return description, made.layout(sizes, strides, of), inputs, outputs
 
 

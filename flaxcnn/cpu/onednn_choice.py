@@ -1,0 +1,59 @@
+"""Which of oneDNN's implementations computes a convolution, where that is not the first it offers.
+
+The library offers them in one order for all processors, products of small blocks ("brgemm") first.
+With AVX2 and no AVX-512 that is slower in places, and the gradient of a kernel, which it has no
+such products for then, goes over an image again and again for each block of channels.
+
+Times of the first / of the chosen one are milliseconds, oneDNN 3.2 on 2 cores of an AMD EPYC
+(family 25, model 1: AVX2), float32, medians of 9 to 12 rounds in turns, batch 8: 1x1 kernels
+56x56 128->256 14.1 / 11.0, its input's gradient 11.7 / 10.7, 14x14 1024->256 6.5 / 5.3, stride 2
+28x28 512->1024 12.6 / 9.9; depthwise 14x14x672 5x5 1.4 / 0.9; 32 groups of 14x14x1024, stride 2
+4.7 / 3.7, its input's gradient 5.5 / 3.8; gradients of 3x3 kernels 224x224 64->64 1140 / 560,
+56x56 256->256 337 / 260, 14x14 256->256 24.8 / 16.4, 7x7 512->512 18.5 / 14.8.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable
+
+from flaxcnn.bilinear import Kind, Shape
+from flaxcnn.cpu.onednn import Library, Query
+
+_MACHINE_CODE, _PRODUCT = "jit", "x64:gemm"  # how the library's names of them begin
+# Bytes that a product may have for the images' windows, which stay with the process: for each
+# thread those of one image, so that 16 threads and 224x224x64 would want 1.8 GB.
+_MOST = 512 << 20
+
+
+def fastest(
+    library: Library,
+    describe: Callable[[], ctypes.c_void_p],
+    kind: Kind,
+    kernel: Shape,
+    outputs: Shape,
+    groups: int,
+) -> ctypes.c_void_p:
+    """What `describe` makes, a primitive's description, of the implementation that is fastest here.
+
+    Shapes: kernel [h, w, C / groups, O], outputs [N, H', W', O].
+    """
+    wanted = _wanted(kind, kernel, outputs, groups) if library.at_most_avx2 else ""
+    description = describe()
+    while not library.implementation(description).startswith(wanted):
+        if not library.next_implementation(description):
+            return describe()
+    working = library.chosen_layout(description, Query.SCRATCHPAD)
+    return describe() if wanted and library.size(working) > _MOST else description
+
+
+def _wanted(kind: Kind, kernel: Shape, outputs: Shape, groups: int) -> str:
+    """How its name begins; "" for the first."""
+    height, width, channels, features = kernel
+    if groups > 1 or height == width == 1:
+        return _MACHINE_CODE
+    if kind is not Kind.SECOND_GRADIENT:
+        return ""
+    # First / product: 8x8 64->64, batch 128 6.9 / 8.1, 32x32 16->16, batch 128 4.7 / 15; of few
+    # channels and large maps 224x224 3->64 47 / 26, 7x7 of 112x112 3->64 37 / 36.
+    many = channels * features >= 8192
+    return _PRODUCT if many or math.prod(outputs[1:3]) > 1 << 15 else ""
