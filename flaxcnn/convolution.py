@@ -34,8 +34,9 @@ from jax import lax
 from jax.lax import PrecisionLike
 
 from flaxcnn import space_to_depth
-from flaxcnn.cpu import onednn
+from flaxcnn.cpu import onednn, onednn_choice
 from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry, convolution
+from flaxcnn.kernel_groups import merge_groups
 from flaxcnn.primitives import explicitly_sharded
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
@@ -273,12 +274,14 @@ def _formulation_by_xla(case: _Case) -> Formulation:
 def _by_onednn(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
     """As torch computes it."""
     rows, columns = case.rows, case.columns
+    merged = onednn_choice.groups_at_once(kernel.shape, case.groups)
+    kernel = merge_groups(kernel, case.groups, merged)
     geometry = Geometry(
         strides=case.strides,
         dilation=(rows.dilation, columns.dilation),
         low=(rows.low, columns.low),
         high=(rows.high, columns.high),
-        groups=case.groups,
+        groups=case.groups // merged,
     )
     if case.groups == case.in_channels == case.out_channels:
         # Both ways, 14x14x672 5x5, batch 8, ms: 25 in bfloat16, 6.9 in float32.
@@ -358,7 +361,7 @@ def _grouped(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
     fitting = (m for m in range(2, case.groups + 1) if case.groups % m == 0 and m * width <= 32)
     merged = max(fitting, default=1)
     parts = case.groups // merged
-    kernel = _used_taps(_merge_groups(kernel, case.groups, merged), case)
+    kernel = _used_taps(merge_groups(kernel, case.groups, merged), case)
     taps, channels = kernel.shape[0] * kernel.shape[1], kernel.shape[2]
 
     columns = jnp.stack(_shifted(x, case)).reshape(taps, -1, parts, channels)
@@ -373,18 +376,6 @@ def _grouped(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
     )
     y = y.astype(x.dtype).transpose(1, 0, 2)
     return y.reshape(case.batch, *case.outputs, case.out_channels)
-
-
-def _merge_groups(kernel: jax.Array, groups: int, merged: int) -> jax.Array:
-    """[h, w, c, O] of `groups` groups -> [h, w, merged * c, O] of groups / merged groups."""
-    height, width, channels, out_channels = kernel.shape
-    # Five axes and a select: jaxlib 0.10.2 crashes on products summed over seven
-    # (https://github.com/jax-ml/jax/issues/39257), which a multiplication's gradient would be.
-    within = merged * out_channels // groups
-    own = jnp.arange(merged)[:, None] == jnp.arange(within) // (out_channels // groups)
-    kernel = kernel.reshape(height * width, 1, channels, groups // merged, within)
-    kernel = jnp.where(own[:, None, None, :], kernel, 0)
-    return kernel.reshape(height, width, merged * channels, out_channels)
 
 
 def _used_taps(kernel: jax.Array, case: _Case) -> jax.Array:

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
@@ -23,6 +24,7 @@ from flaxcnn.cpu import onednn, onednn_choice, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
 from flaxcnn.cpu.xla_handlers import Array
+from flaxcnn.kernel_groups import merge_groups
 
 _TARGET = "flaxcnn_onednn_layer"
 
@@ -137,6 +139,11 @@ def pack(layer: Layer, kernel: np.ndarray) -> np.ndarray:
     Raises:
         RuntimeError: the library cannot do this, or is not installed.
     """
+    if layer.geometry is not None:
+        groups = layer.geometry.groups
+        merged = onednn_choice.groups_at_once(layer.kernel, groups)
+        with jax.ensure_compile_time_eval():  # also while a function is traced
+            kernel = np.asarray(merge_groups(jnp.asarray(kernel), groups, merged))
     ours = np.ascontiguousarray(kernel, layer.dtype)
     with onednn.lock:
         return _primitive(layer).pack(ours)
@@ -193,14 +200,18 @@ def _describe_convolution(
 ) -> _Described:
     """The description; layouts of the kernel as JAX has it, of inputs and of outputs."""
     assert layer.geometry is not None
-    of, geometry = Type.of(layer.dtype), layer.geometry
-    sizes, strides = kernel_layout(layer.kernel, geometry.groups)
+    merged = onednn_choice.groups_at_once(layer.kernel, layer.geometry.groups)
+    geometry = layer.geometry._replace(groups=layer.geometry.groups // merged)
+    height, width, channels, features = layer.kernel
+    kernel = (height, width, channels * merged, features)
+    of = Type.of(layer.dtype)
+    sizes, strides = kernel_layout(kernel, geometry.groups)
     maps = (layer.inputs, layer.outputs)
     inputs, outputs = (made.layout(*image_layout(shape), of) for shape in maps)
     layouts = (inputs, made.any_layout(sizes, of), outputs)
     describe = partial(describe_forward, made, _INFERENCE, geometry, layouts, bias, attributes)
     description = onednn_choice.fastest(
-        made.library, describe, Kind.FORWARD, layer.kernel, layer.outputs, geometry.groups
+        made.library, describe, Kind.FORWARD, kernel, layer.outputs, geometry.groups
     )
     return description, made.layout(sizes, strides, of), inputs, outputs
 
