@@ -17,6 +17,7 @@ TABLES = {
     "memory": costs.memory,
     "versus_torchvision": comparisons.versus_torchvision,
     "versus_epyc": comparisons.versus_epyc,
+    "versus_avx2": comparisons.versus_avx2,
     "versus_plain": comparisons.versus_plain,
     "versus_bfloat16_epyc": comparisons.versus_bfloat16_epyc,
     "versus_bfloat16": comparisons.versus_bfloat16,

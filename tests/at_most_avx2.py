@@ -30,6 +30,7 @@ class Case(NamedTuple):
 
 CASES = {
     "1x1": Case((2, 24, 24, 40), (1, 1, 40, 24)),
+    "1x1, many channels": Case((5, 15, 14, 520), (1, 1, 520, 1016)),
     "1x1, stride 2": Case((3, 48, 46, 16), (1, 1, 16, 24), 2),
     "1x1, stride 2, odd": Case((3, 48, 47, 16), (1, 1, 16, 24), 2),
     "depthwise": Case((2, 9, 8, 24), (5, 5, 1, 24), groups=24),

@@ -1,4 +1,4 @@
-"""Tables of steps timed in turns with torchvision's: on two processors, and on a GPU."""
+"""Tables of steps timed in turns with torchvision's: on three processors, and on a GPU."""
 
 from statistics import median
 from typing import NamedTuple
@@ -32,7 +32,12 @@ def versus_torchvision(device: str = "cpu") -> str:
 
 def versus_epyc() -> str:
     """As `versus_torchvision`, on another processor."""
-    return versus_torchvision("epyc")
+    return versus_torchvision("epyc_17")
+
+
+def versus_avx2() -> str:
+    """As `versus_torchvision`, on one without AVX-512."""
+    return versus_torchvision("epyc_1")
 
 
 def versus_plain() -> str:
@@ -74,7 +79,7 @@ def versus_bfloat16(device: str = "cpu") -> str:
 
 def versus_bfloat16_epyc() -> str:
     """As `versus_bfloat16`, on another processor."""
-    return versus_bfloat16("epyc")
+    return versus_bfloat16("epyc_17")
 
 
 def versus_gpu() -> str:
