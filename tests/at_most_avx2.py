@@ -33,6 +33,7 @@ CASES = {
     "1x1, many channels": Case((5, 15, 14, 520), (1, 1, 520, 1016)),
     "1x1, stride 2": Case((3, 48, 46, 16), (1, 1, 16, 24), 2),
     "1x1, stride 2, odd": Case((3, 48, 47, 16), (1, 1, 16, 24), 2),
+    "1x1, groups": Case((2, 24, 24, 32), (1, 1, 16, 32), groups=2),
     "depthwise": Case((2, 9, 8, 24), (5, 5, 1, 24), groups=24),
     "groups of 8": Case((2, 9, 8, 32), (3, 3, 8, 32), 2, groups=4),
     "groups of 4": Case((2, 9, 8, 32), (3, 3, 4, 32), groups=8),

@@ -23,6 +23,7 @@ CHOSEN = {
     "1x1, many channels": ("jit_1x1:avx2", "jit_1x1:avx2", "x64:gemm"),
     "1x1, stride 2": ("jit_1x1:avx2",) * 3,
     "1x1, stride 2, odd": ("brgconv_1x1:avx2", "", "jit:avx2"),
+    "1x1, groups": ("brgconv_1x1:avx2", "brg", "jit:avx2"),
     "depthwise": ("jit_dw:avx2", "jit_dw:avx2", "jit"),
     "groups of 8": ("jit:avx2",) * 3,
     "groups of 4": ("jit:avx2",) * 3,
@@ -57,5 +58,5 @@ def test_the_chosen_one_computes_it(name: str, results: Any) -> None:
 
 def test_values_and_gradients(results: Any) -> None:
     """float32 rounds at 6e-8, and sums are of up to 35,000 products."""
-    assert len(results) == 27
+    assert len(results) == 29
     assert {name: of["apart"] for name, of in results.items() if max(of["apart"]) > 5e-6} == {}

@@ -42,24 +42,27 @@ def fastest(
     """
     wanted = _wanted(kind, kernel, outputs, groups) if library.at_most_avx2 else ""
     description = describe()
+    if not wanted:
+        return description
     while not library.implementation(description).startswith(wanted):
         if not library.next_implementation(description):
             return describe()
     working = library.chosen_layout(description, Query.SCRATCHPAD)
-    return describe() if wanted and library.size(working) > _MOST else description
+    return describe() if library.size(working) > _MOST else description
 
 
 def _wanted(kind: Kind, kernel: Shape, outputs: Shape, groups: int) -> str:
     """How its name begins; "" for the first, as where there is none of that name."""
     height, width, channels, features = kernel
-    if groups > 1:
-        return _DEPTHWISE if channels == 1 and features == groups else _DIRECT
+    of_kernel = kind is Kind.SECOND_GRADIENT
     if height == width == 1:
         # Gradients, machine code / product: 14x14 512->512 16 / 19, 512->1024 39 / 33, 1024->1024
         # 95 / 44, of batch 32 328 / 170 (the machine was at half its speed).
-        product = kind is Kind.SECOND_GRADIENT and channels * features >= 1 << 19
+        product = of_kernel and groups == 1 and channels * features >= 1 << 19
         return _PRODUCT if product else _OF_1X1
-    if kind is not Kind.SECOND_GRADIENT:
+    if groups > 1:
+        return _DEPTHWISE if channels == 1 and features == groups else _DIRECT
+    if not of_kernel:
         return ""
     # First / product: 8x8 64->64, batch 128 6.9 / 8.1, 32x32 16->16, batch 128 4.7 / 15; of few
     # channels and large maps 224x224 3->64 47 / 26, 7x7 of 112x112 3->64 37 / 36.
