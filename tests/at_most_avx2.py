@@ -1,8 +1,9 @@
 """Convolutions on a processor with AVX2 and no AVX-512, as JSON: `python tests/at_most_avx2.py`.
 
 To be run with ONEDNN_MAX_CPU_ISA=AVX2, so that a processor that has more computes as such a one.
-By name of the case: the implementations that computed its value and gradients, and how far they are
-from XLA's in float64, relative to the largest element.
+`compared`, by name of the case: the implementations that computed its value and gradients, and how
+far they are from XLA's in float64, relative to the largest element. `refused`: what is said of a
+program made where there is bfloat16.
 """
 
 import json
@@ -14,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from flaxcnn.convolution import conv_general_dilated
-from flaxcnn.cpu import onednn, onednn_choice, onednn_layers
+from flaxcnn.cpu import onednn, onednn_choice, onednn_convolution, onednn_layers, onednn_norm
 from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry
 from flaxcnn.cpu.onednn_layers import Layer
 
@@ -98,6 +99,23 @@ def layer(case: Case) -> dict[str, Any]:
     return {"implementations": dict(names), "apart": [apart(found, wanted)]}
 
 
+def refused() -> list[str]:
+    """A convolution and a norm in bfloat16."""
+    x, kernel = jnp.ones((1, 8, 8, 16), jnp.bfloat16), jnp.ones((3, 3, 16, 16), jnp.bfloat16)
+    geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
+    ones, signs = jnp.ones(16), jnp.ones(128, jnp.uint8)
+    said = []
+    for call in (
+        lambda: onednn_convolution.convolution(x, kernel, geometry, (8, 8)),
+        lambda: onednn_norm.gradient(x, x, ones, ones, ones, x, signs, epsilon=1e-5),
+    ):
+        try:
+            jax.block_until_ready(call())
+        except jax.errors.JaxRuntimeError as error:
+            said.append(str(error))
+    return said
+
+
 def apart(found: Any, wanted: Any) -> float:
     """The largest difference."""
     return float(np.abs(np.asarray(found) - np.asarray(wanted)).max() / np.abs(wanted).max())
@@ -121,7 +139,8 @@ def main() -> None:
     of_layers = {f"{name}, layer": layer(case) for name, case in CASES.items()}
     onednn_choice._MOST = 0
     without_memory = {"no memory": compared(Case((2, 9, 8, 88), (3, 3, 88, 104)))}
-    print(json.dumps(of_cases | of_layers | without_memory))
+    everything = of_cases | of_layers | without_memory
+    print(json.dumps({"compared": everything, "refused": refused()}))
 
 
 if __name__ == "__main__":

@@ -279,13 +279,25 @@ class Made:
         return made
 
     def layout(self, shape: Shape, strides: Shape, of: Type = Type.FLOAT32) -> ctypes.c_void_p:
-        sizes = (len(shape), integers(shape), of, integers(strides))
+        sizes = (len(shape), integers(shape), self._computed(of), integers(strides))
         return self("memory_desc", "memory_desc_create_with_strides", *sizes)
 
     def any_layout(self, shape: Shape, of: Type = Type.FLOAT32) -> ctypes.c_void_p:
         """One of the library's choice."""
-        sizes = (len(shape), integers(shape), of, _ANY)
+        sizes = (len(shape), integers(shape), self._computed(of), _ANY)
         return self("memory_desc", "memory_desc_create_with_tag", *sizes)
+
+    def _computed(self, of: Type) -> Type:
+        """Of a program made on another processor, say, the library may not know how, or be slow.
+
+        Raises:
+            ValueError: it has no instructions for the type.
+        """
+        name = of.name.lower()
+        if name not in self.library.types:
+            lacks = f"this processor has no instructions for {name}"
+            raise ValueError(f"{lacks}; compile the program here")
+        return of
 
     def memory(self, layout: ctypes.c_void_p) -> ctypes.c_void_p:
         """Nowhere as yet: `Library.place` says where."""
