@@ -33,11 +33,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import PrecisionLike
 
-from flaxcnn import space_to_depth
 from flaxcnn.cpu import onednn, onednn_choice
 from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry, convolution
-from flaxcnn.kernel_groups import merge_groups
-from flaxcnn.primitives import explicitly_sharded
+from flaxcnn.operators import space_to_depth
+from flaxcnn.operators.kernel_groups import merge_groups
+from flaxcnn.operators.primitives import explicitly_sharded
 
 PLAIN = os.environ.get("FLAXCNN_PLAIN_CONVOLUTION", "") not in ("", "0")
 

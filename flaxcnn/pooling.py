@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from flaxcnn import max_places
 from flaxcnn.blocks import at_least_float32
 from flaxcnn.convolution import PLAIN
 from flaxcnn.cpu import onednn, onednn_pool, pool_primitives
-from flaxcnn.max_places import Begin, Windows
-from flaxcnn.primitives import explicitly_sharded
+from flaxcnn.operators import max_places
+from flaxcnn.operators.max_places import Begin, Windows
+from flaxcnn.operators.primitives import explicitly_sharded
 
 
 def _pad_for(size: int, window: int, stride: int, padding: int, ceil_mode: bool) -> tuple[int, int]:

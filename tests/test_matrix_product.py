@@ -11,9 +11,10 @@ from jax import lax
 from processor import skip_unless_computed
 
 import flaxcnn
-from flaxcnn import blocks, matrix_product
-from flaxcnn.bilinear import Kind
+from flaxcnn import blocks
 from flaxcnn.cpu import onednn, onednn_product
+from flaxcnn.operators import matrix_product
+from flaxcnn.operators.bilinear import Kind
 
 NUMBERS = (((1,), (0,)), ((), ()))
 ROWS, KERNEL = (3, 1500), (1500, 1400)  # just large enough to be turned

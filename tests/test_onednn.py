@@ -18,10 +18,10 @@ from jax import lax
 from processor import skip_unless_computed
 
 from flaxcnn import convolution
-from flaxcnn.bilinear import Kind
 from flaxcnn.convolution import conv_general_dilated
 from flaxcnn.cpu import onednn, onednn_bilinear, onednn_convolution
 from flaxcnn.cpu.onednn_convolution import Geometry
+from flaxcnn.operators.bilinear import Kind
 
 PADS = tuple[tuple[int, int], tuple[int, int]]
 

@@ -13,9 +13,10 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from processor import skip_unless_computed
 
-from flaxcnn import max_places, pooling
+from flaxcnn import pooling
 from flaxcnn.cpu import onednn, onednn_pool, pool_primitives
-from flaxcnn.max_places import Windows
+from flaxcnn.operators import max_places
+from flaxcnn.operators.max_places import Windows
 
 # Where the package is built for, it is a dependency: that it cannot be loaded there is a failure.
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):

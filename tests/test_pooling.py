@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from flaxcnn import max_places, pooling
-from flaxcnn.max_places import Pads, Windows
+from flaxcnn import pooling
+from flaxcnn.operators import max_places
+from flaxcnn.operators.max_places import Pads, Windows
 
 # The same maxima; their gradient is woven from another element of the padded image on.
 BY_PLACES: dict[str, Any] = {

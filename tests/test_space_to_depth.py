@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from flaxcnn import convolution, space_to_depth
+from flaxcnn import convolution
+from flaxcnn.operators import space_to_depth
 
 PLACES = ("NHWC", "HWIO", "NHWC")
 # Images, kernel, strides, padding: first layers of ResNet, AlexNet, ZFNet, EfficientNet and others.
@@ -75,7 +76,7 @@ def test_a_tpu_computes_so_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_environment_asks() -> None:
-    program = "from flaxcnn import space_to_depth; print(space_to_depth.WANTED)"
+    program = "from flaxcnn.operators import space_to_depth; print(space_to_depth.WANTED)"
     for value, wanted in (("1", "True"), ("0", "False"), ("", "False")):
         said = subprocess.run(
             [sys.executable, "-c", program],

@@ -18,8 +18,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from flaxcnn.cpu import onednn_norm
-from flaxcnn.moments import Normalised, normalised_plainly
-from flaxcnn.primitives import batched, derived, evaluation, varying_alike
+from flaxcnn.operators.moments import Normalised, normalised_plainly
+from flaxcnn.operators.primitives import batched, derived, evaluation, varying_alike
 
 _AXES = (0, 1, 2)
 _TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
@@ -28,7 +28,7 @@ _TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 def normalised(
     x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float, relu: bool
 ) -> Normalised:
-    """As `flaxcnn.normalisation.normalised`, of arrays that are `varying_alike`."""
+    """As `flaxcnn.operators.normalisation.normalised`, of arrays that are `varying_alike`."""
     return Normalised(*_value.bind(x, scale, bias, near, epsilon=epsilon, relu=relu)[:3])
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxcnn.bilinear import PLACES, Kind, Shapes
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.xla_handlers import Array
+from flaxcnn.operators.bilinear import PLACES, Kind, Shapes
 
 BOTH_GRADIENTS = 3  # beside what `Kind` has; programs in files say so
 

@@ -16,9 +16,9 @@ import ctypes
 import math
 from collections.abc import Callable
 
-from flaxcnn.bilinear import Kind, Shape
 from flaxcnn.cpu import onednn
 from flaxcnn.cpu.onednn import Library, Query
+from flaxcnn.operators.bilinear import Kind, Shape
 
 _LANES = 8  # float32 in one of AVX2's registers
 # How the library's names of them begin.

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
 from flaxcnn.cpu import onednn, onednn_bilinear, onednn_choice
 from flaxcnn.cpu.onednn import Argument, Made, Query, Reorder, Step, Type
 from flaxcnn.cpu.xla_handlers import Run
+from flaxcnn.operators.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
 
 TARGET = "flaxcnn_onednn_convolution"
 

@@ -19,12 +19,12 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from flaxcnn.bilinear import Kind, Shape
 from flaxcnn.cpu import onednn, onednn_choice, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
 from flaxcnn.cpu.xla_handlers import Array
-from flaxcnn.kernel_groups import merge_groups
+from flaxcnn.operators.bilinear import Kind, Shape
+from flaxcnn.operators.kernel_groups import merge_groups
 
 _TARGET = "flaxcnn_onednn_layer"
 

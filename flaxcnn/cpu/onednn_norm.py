@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn.bilinear import Shape
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
 from flaxcnn.cpu.xla_handlers import Array
-from flaxcnn.moments import by_statistics, statistics
+from flaxcnn.operators.bilinear import Shape
+from flaxcnn.operators.moments import by_statistics, statistics
 
 _VALUE, _GRADIENT = "flaxcnn_onednn_norm", "flaxcnn_onednn_norm_gradient"
 

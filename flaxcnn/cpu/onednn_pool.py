@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn.bilinear import Shape
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
 from flaxcnn.cpu.xla_handlers import Array
-from flaxcnn.max_places import Windows
+from flaxcnn.operators.bilinear import Shape
+from flaxcnn.operators.max_places import Windows
 
 _MAXIMA, _AT_PLACES = "flaxcnn_onednn_max_pool", "flaxcnn_onednn_at_places"
 

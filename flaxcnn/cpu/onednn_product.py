@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxcnn.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
 from flaxcnn.cpu import onednn_bilinear
 from flaxcnn.cpu.onednn import Argument, Made, Step, Type
 from flaxcnn.cpu.xla_handlers import Run
+from flaxcnn.operators.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
 
 TARGET = "flaxcnn_onednn_product"
 

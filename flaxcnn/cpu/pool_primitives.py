@@ -16,10 +16,10 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxcnn import max_places
 from flaxcnn.cpu import onednn_pool
-from flaxcnn.max_places import Windows
-from flaxcnn.primitives import batched, evaluation, varying_alike
+from flaxcnn.operators import max_places
+from flaxcnn.operators.max_places import Windows
+from flaxcnn.operators.primitives import batched, evaluation, varying_alike
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

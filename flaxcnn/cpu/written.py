@@ -15,7 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from flaxcnn.cpu import onednn, xla_handlers
-from flaxcnn.primitives import explicitly_sharded
+from flaxcnn.operators.primitives import explicitly_sharded
 
 _TARGET = "flaxcnn_written"
 

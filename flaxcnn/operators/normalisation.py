@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from flaxcnn.convolution import PLAIN
 from flaxcnn.cpu import norm_primitives, onednn
-from flaxcnn.moments import Normalised, by_statistics, normalised_plainly
-from flaxcnn.primitives import explicitly_sharded, varying_alike
+from flaxcnn.operators.moments import Normalised, by_statistics, normalised_plainly
+from flaxcnn.operators.primitives import explicitly_sharded, varying_alike
 
 
 def normalised(

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import mlir
 
-from flaxcnn.bilinear import Bilinear, Kind, Shapes
 from flaxcnn.convolution import PLAIN
 from flaxcnn.cpu import onednn, onednn_product
-from flaxcnn.primitives import explicitly_sharded
+from flaxcnn.operators.bilinear import Bilinear, Kind, Shapes
+from flaxcnn.operators.primitives import explicitly_sharded
 
 _ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
 

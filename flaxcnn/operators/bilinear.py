@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxcnn.primitives import batched, derived, evaluation, transposed, varying_alike
+from flaxcnn.operators.primitives import batched, derived, evaluation, transposed, varying_alike
 
 
 class Kind(IntEnum):
