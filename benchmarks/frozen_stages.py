@@ -1,6 +1,6 @@
 """What freezing stages saves: the trainer's step with all trained and with the last stages alone.
 
-    python -m benchmarks.frozen_stages --csv benchmarks/results/frozen_stages_efficientnet_lite0.csv
+    python -m benchmarks.frozen_stages --csv frozen_stages.csv
 
 `--transfer=finetune` and `--transfer=from:STAGE` for each `--stage` take turns on random images.
 The memory is what XLA plans for the step besides the state and the batch.

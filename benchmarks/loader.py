@@ -1,6 +1,6 @@
 """Images a second that the input pipeline of `train.main` delivers, by data set and threads.
 
-    python -m benchmarks.loader --csv benchmarks/results/loader.csv
+    python -m benchmarks.loader --csv loader.csv
 
 Nothing is trained: batches arrive on the host, shuffled, cropped and flipped as a run would have
 them. `photos` are JPEG files of 500x375 pixels, written for the purpose from

@@ -1,6 +1,6 @@
 """How long it takes to begin: importing, and the first training step with and without a cache.
 
-    python -m benchmarks.startup --csv benchmarks/results/startup.csv
+    python -m benchmarks.startup --csv startup.csv
 
 `import flaxcnn` and `import flax.linen` take turns, each in a process of its own, the interpreter's
 start included. Then `python -m train.main --steps=1` of each `--arch` on digits, cold, with an

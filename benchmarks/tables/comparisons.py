@@ -18,7 +18,7 @@ class Compared(NamedTuple):
     precision: str
 
 
-def versus_torchvision(device: str = "cpu") -> str:
+def versus_torchvision(device: str = "xeon_167") -> str:
     """How many times as long as the fastest torch: one row per network, one column per work."""
     compared = _compared(device)
     cases = {case: times for case, times in compared.items() if case.precision == "float32"}
@@ -54,7 +54,7 @@ def versus_plain() -> str:
     return "\n".join(lines)
 
 
-def versus_bfloat16(device: str = "cpu") -> str:
+def versus_bfloat16(device: str = "xeon_167") -> str:
     """The cases in bfloat16 whose float32 was measured too, and what that takes."""
     lines = [
         "| in bfloat16 | flaxcnn, ms | fastest torch, ms | ratio | flaxcnn in float32, ms |",
@@ -118,7 +118,7 @@ def _results_of(device: str) -> str:
     return f"versus_torchvision_{device}_*.csv"
 
 
-def _compared(device: str = "cpu") -> dict[Compared, dict[str, list[float]]]:
+def _compared(device: str = "xeon_167") -> dict[Compared, dict[str, list[float]]]:
     """Milliseconds of a step by case and contestant, a number for each round."""
     cases: dict[Compared, dict[str, list[float]]] = {}
     for row in results.rows(_results_of(device)):

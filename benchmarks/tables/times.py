@@ -45,7 +45,7 @@ def throughput() -> str:
 def startup() -> str:
     """Whole processes: medians and ranges, and of the imports the ratio within the rounds."""
     times: dict[str, list[float]] = collections.defaultdict(list)
-    for row in results.rows("startup.csv"):
+    for row in results.rows("startup_*.csv"):
         times[row["what"]].append(float(row["seconds"]))
     rows = ["| | seconds | of | ratio |", "|---|---:|---:|---:|"]
     for what, seconds in times.items():
@@ -68,7 +68,7 @@ _PAIRS_OF_STARTS = {"import flaxcnn": ("flaxcnn", "flax.linen"), "cached": ("cac
 def loader() -> str:
     """Images a second by threads: medians and ranges."""
     rates: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
-    for row in results.rows("loader.csv"):
+    for row in results.rows("loader_*.csv"):
         rates[row["dataset"], row["read_threads"]].append(float(row["images_per_second"]))
     threads = sorted({count for _, count in rates}, key=int)
     rows = [
