@@ -1,10 +1,11 @@
-"""Writes the README's tables: `python -m benchmarks.readme_tables README.md`.
+"""Writes tables: `python -m benchmarks.readme_tables README.md benchmarks/README.md`.
 
 Each stands between `<!-- NAME: by benchmarks.readme_tables -->` and `<!-- /NAME -->`.
 """
 
 import argparse
 import pathlib
+import re
 
 from benchmarks.tables import comparisons, costs, times, transfer
 
@@ -29,20 +30,35 @@ TABLES = {
 }
 
 
+_TABLE = re.compile(
+    r"^(<!-- (\w+): by benchmarks\.readme_tables -->\n).*?^(<!-- /\2 -->)$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def written(text: str) -> str:
+    """The text with its tables anew.
+
+    Raises:
+        KeyError: there is no such table.
+    """
+    return _TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
+
+
+def names(text: str) -> list[str]:
+    """Of the tables in it, in order."""
+    return [found[2] for found in _TABLE.finditer(text)]
+
+
 def main() -> None:
-    """Replaces what stands between the marks of the file."""
+    """Replaces what stands between the marks of the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("readme", type=pathlib.Path, help="the file that holds the marks")
-    path = parser.parse_args().readme
-    text = path.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: by benchmarks.readme_tables -->", f"<!-- /{name} -->"
-        before, found_begin, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not (found_begin and found_end):
-            parser.error(f"{path} lacks the lines {begin} and {end}")
-        text = f"{before}{begin}\n{table()}\n{end}{after}"
-    path.write_text(text, encoding="utf-8")
+    parser.add_argument("files", type=pathlib.Path, nargs="+", help="what holds the marks")
+    for path in parser.parse_args().files:
+        text = path.read_text(encoding="utf-8")
+        if unknown := set(names(text)) - TABLES.keys():
+            parser.error(f"{path} has the marks of {', '.join(sorted(unknown))}: no such table")
+        path.write_text(written(text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the README's tables are made of, by kinds; `benchmarks.readme_tables` writes them."""
+"""What the documents' tables are made of, by kinds; `benchmarks.readme_tables` writes them."""
