@@ -3,7 +3,7 @@
 To be run with ONEDNN_MAX_CPU_ISA=AVX2, so that a processor that has more computes as such a one.
 `compared`, by name of the case: the implementations that computed its value and gradients, and how
 far they are from XLA's in float64, relative to the largest element. `refused`: what is said of a
-program made where there is bfloat16.
+program made where there is bfloat16. `pooled`: of a max pool's gradient.
 """
 
 import json
@@ -14,8 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from flaxcnn import pooling
 from flaxcnn.convolution import conv_general_dilated
-from flaxcnn.cpu import onednn, onednn_choice, onednn_convolution, onednn_layers, onednn_norm
+from flaxcnn.cpu import (
+    onednn,
+    onednn_choice,
+    onednn_convolution,
+    onednn_layers,
+    onednn_norm,
+    onednn_pool,
+)
 from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry
 from flaxcnn.cpu.onednn_layers import Layer
 
@@ -116,6 +124,22 @@ def refused() -> list[str]:
     return said
 
 
+def pooled() -> dict[str, Any]:
+    """A max pool's gradient: whether the library is called for it, and how far it is off."""
+    rng = np.random.default_rng(2)
+    x, dy = rng.normal(size=(2, 9, 8, 16)), rng.normal(size=(2, 5, 4, 16))
+
+    def gradient(x: Any, dy: Any) -> Any:
+        return jax.vjp(lambda x: pooling.max_pool(x, 3, 2, 1), x)[1](dy)[0]
+
+    program = jax.jit(gradient).lower(*(jnp.asarray(a, jnp.float32) for a in (x, dy))).compile()
+    found = program(*(jnp.asarray(a, jnp.float32) for a in (x, dy)))
+    with jax.enable_x64(True):
+        wanted = gradient(jnp.asarray(x), jnp.asarray(dy))
+    calls = [call in program.as_text() for call in (onednn_pool._MAXIMA, onednn_pool._AT_PLACES)]
+    return {"calls": calls, "apart": apart(found, wanted)}
+
+
 def apart(found: Any, wanted: Any) -> float:
     """The largest difference."""
     return float(np.abs(np.asarray(found) - np.asarray(wanted)).max() / np.abs(wanted).max())
@@ -140,7 +164,7 @@ def main() -> None:
     onednn_choice._MOST = 0
     without_memory = {"no memory": compared(Case((2, 9, 8, 88), (3, 3, 88, 104)))}
     everything = of_cases | of_layers | without_memory
-    print(json.dumps({"compared": everything, "refused": refused()}))
+    print(json.dumps({"compared": everything, "refused": refused(), "pooled": pooled()}))
 
 
 if __name__ == "__main__":

@@ -68,3 +68,9 @@ def test_programs_in_bfloat16_are_refused(results: Any) -> None:
     assert len(results["refused"]) == 2
     for said in results["refused"]:
         assert "no instructions for bfloat16; compile the program here" in said
+
+
+def test_gradients_of_max_pools_are_xlas(results: Any) -> None:
+    """The library finds the maxima alone."""
+    assert results["pooled"]["calls"] == [True, False]
+    assert results["pooled"]["apart"] < 1e-6

@@ -164,13 +164,16 @@ def test_what_it_suits() -> None:
 
 
 @pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 1), (3, 1, 1), (2, 2, 0)])
-def test_max_pool_calls_it_both_ways(window: int, stride: int, padding: int) -> None:
+def test_max_pool_calls_it_where_it_is_faster(window: int, stride: int, padding: int) -> None:
     def gradient(x: jax.Array) -> jax.Array:
         return jax.grad(lambda x: jnp.sum(pooling.max_pool(x, window, stride, padding) ** 2))(x)
 
     image = jax.ShapeDtypeStruct((2, 9, 8, 3), jnp.float32)
     text = jax.jit(gradient).lower(image).as_text()
-    assert text.count(onednn_pool._MAXIMA) == text.count(onednn_pool._AT_PLACES) == 1
+    library = onednn.library()
+    assert library is not None
+    assert text.count(onednn_pool._MAXIMA) == 1
+    assert text.count(onednn_pool._AT_PLACES) == (0 if library.at_most_avx2 else 1)
     for dtype in (jnp.bfloat16, jnp.float16):
         narrow = jax.ShapeDtypeStruct((2, 9, 8, 3), dtype)
         called = "flaxcnn_onednn" in jax.jit(gradient).lower(narrow).as_text()
