@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 
 from flaxcnn.convolution import PLAIN, conv_general_dilated
 from flaxcnn.cpu.written import written
-from flaxcnn.operators.matrix_product import dot_general
+from flaxcnn.matrix_product import dot_general
+from flaxcnn.normalisation import Activation, activated, normalised
 from flaxcnn.operators.moments import Normalised, by_moments, by_statistics, moments
-from flaxcnn.operators.normalisation import Activation, activated, normalised
 from flaxcnn.operators.primitives import explicitly_sharded, varying_alike
 
 Initializer = Callable[..., jax.Array]

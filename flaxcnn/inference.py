@@ -21,13 +21,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.typing import DTypeLike
 
-from flaxcnn import blocks, convolution
+from flaxcnn import blocks, convolution, matrix_product
 from flaxcnn.cpu import onednn, onednn_layers
 from flaxcnn.cpu.onednn_convolution import Geometry
 from flaxcnn.cpu.onednn_layers import Activation, Layer
 from flaxcnn.folding import Offset, fold_batchnorm
 from flaxcnn.network import Network
-from flaxcnn.operators import matrix_product
 
 
 class Evaluable(Protocol):

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from flaxcnn import blocks
-from flaxcnn.operators import normalisation
+from flaxcnn import blocks, normalisation
 
 ACTIVATIONS = [nn.silu, nn.relu6]
 EPSILON = 1e-3

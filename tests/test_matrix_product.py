@@ -11,9 +11,8 @@ from jax import lax
 from processor import skip_unless_computed
 
 import flaxcnn
-from flaxcnn import blocks
+from flaxcnn import blocks, matrix_product
 from flaxcnn.cpu import onednn, onednn_product
-from flaxcnn.operators import matrix_product
 from flaxcnn.operators.bilinear import Kind
 
 NUMBERS = (((1,), (0,)), ((), ()))

@@ -14,11 +14,10 @@ import pytest
 from flax import linen as nn
 from processor import skip_unless_computed
 
-from flaxcnn import blocks
+from flaxcnn import blocks, normalisation
 from flaxcnn.cpu import norm_primitives, onednn, onednn_norm
-from flaxcnn.operators import normalisation
+from flaxcnn.normalisation import normalised
 from flaxcnn.operators.moments import normalised_plainly
-from flaxcnn.operators.normalisation import normalised
 
 # Where the package is built for, it is a dependency: that it cannot be loaded there is a failure.
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):

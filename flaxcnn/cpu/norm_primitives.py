@@ -28,7 +28,7 @@ _TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 def normalised(
     x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float, relu: bool
 ) -> Normalised:
-    """As `flaxcnn.operators.normalisation.normalised`, of arrays that are `varying_alike`."""
+    """As `flaxcnn.normalisation.normalised`, of arrays that are `varying_alike`."""
     return Normalised(*_value.bind(x, scale, bias, near, epsilon=epsilon, relu=relu)[:3])
 
 
