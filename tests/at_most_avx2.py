@@ -1,9 +1,9 @@
-"""Convolutions on a processor with AVX2 and no AVX-512, as JSON: `python tests/at_most_avx2.py`.
+"""What computes with AVX2 and no AVX-512, as JSON: `python tests/at_most_avx2.py`.
 
 To be run with ONEDNN_MAX_CPU_ISA=AVX2, so that a processor that has more computes as such a one.
-`compared`, by name of the case: the implementations that computed its value and gradients, and how
-far they are from XLA's in float64, relative to the largest element. `refused`: what is said of a
-program made where there is bfloat16. `pooled`: of a max pool's gradient.
+`compared`, by name of a convolution: the implementations that computed its value and gradients, and
+how far they are from XLA's in float64, relative to the largest element. `refused`: what is said of
+a program made where there is bfloat16. `pooled`: of a max pool's gradient.
 """
 
 import json
@@ -132,12 +132,12 @@ def pooled() -> dict[str, Any]:
     def gradient(x: Any, dy: Any) -> Any:
         return jax.vjp(lambda x: pooling.max_pool(x, 3, 2, 1), x)[1](dy)[0]
 
-    program = jax.jit(gradient).lower(*(jnp.asarray(a, jnp.float32) for a in (x, dy))).compile()
-    found = program(*(jnp.asarray(a, jnp.float32) for a in (x, dy)))
+    single = [jnp.asarray(a, jnp.float32) for a in (x, dy)]
+    program = jax.jit(gradient).lower(*single).compile()
     with jax.enable_x64(True):
         wanted = gradient(jnp.asarray(x), jnp.asarray(dy))
     calls = [call in program.as_text() for call in (onednn_pool._MAXIMA, onednn_pool._AT_PLACES)]
-    return {"calls": calls, "apart": apart(found, wanted)}
+    return {"calls": calls, "apart": apart(program(*single), wanted)}
 
 
 def apart(found: Any, wanted: Any) -> float:

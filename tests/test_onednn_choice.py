@@ -1,4 +1,4 @@
-"""What computes convolutions on a processor without AVX-512, and that it computes them."""
+"""What computes on a processor without AVX-512, and that it computes it."""
 
 import json
 import os

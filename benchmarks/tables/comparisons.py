@@ -18,7 +18,7 @@ class Compared(NamedTuple):
     precision: str
 
 
-def versus_torchvision(device: str = "xeon_167") -> str:
+def versus_torchvision(device: str) -> str:
     """How many times as long as the fastest torch: one row per network, one column per work."""
     compared = _compared(device)
     cases = {case: times for case, times in compared.items() if case.precision == "float32"}
@@ -30,20 +30,10 @@ def versus_torchvision(device: str = "xeon_167") -> str:
     return "\n".join(lines)
 
 
-def versus_epyc() -> str:
-    """As `versus_torchvision`, on another processor."""
-    return versus_torchvision("epyc_17")
-
-
-def versus_avx2() -> str:
-    """As `versus_torchvision`, on one without AVX-512."""
-    return versus_torchvision("epyc_1")
-
-
-def versus_plain() -> str:
+def versus_plain(device: str) -> str:
     """The cases in which linen as everybody writes it took part: medians of the step."""
     lines = ["| | flaxcnn, ms | plain linen, ms | fastest torch, ms |", "|---|---:|---:|---|"]
-    for case, times in _compared().items():
+    for case, times in _compared(device).items():
         if "flaxcnn, plain" in times:
             torch = _fastest_torch(times)
             ours, plain, theirs = (
@@ -54,7 +44,7 @@ def versus_plain() -> str:
     return "\n".join(lines)
 
 
-def versus_bfloat16(device: str = "xeon_167") -> str:
+def versus_bfloat16(device: str) -> str:
     """The cases in bfloat16 whose float32 was measured too, and what that takes."""
     lines = [
         "| in bfloat16 | flaxcnn, ms | fastest torch, ms | ratio | flaxcnn in float32, ms |",
@@ -77,24 +67,19 @@ def versus_bfloat16(device: str = "xeon_167") -> str:
     return "\n".join(lines)
 
 
-def versus_bfloat16_epyc() -> str:
-    """As `versus_bfloat16`, on another processor."""
-    return versus_bfloat16("epyc_17")
-
-
-def versus_gpu() -> str:
+def versus_gpu(device: str) -> str:
     """By network and work: medians, the ratio to the fastest torch, what share of the device."""
     lines = [
         "| | flaxcnn, ms | images a second | torch, ms | torch.compile, ms | ratio | utilisation |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for case, times in _compared("h100").items():
+    for case, times in _compared(device).items():
         ours, product = times["flaxcnn"], times["matrix product"]
         eager, compiled = (times[f"torch, channels_last{how}"] for how in ("", ", compiled"))
         medians = [f"{median(of):.1f}" for of in (ours, eager, compiled)]
         images = f"{1000 * int(case.batch_size) / median(ours):,.0f}"
         ratio = f"{results.ratio(ours, times[_fastest_torch(times)]):.2f}"
-        share = _flops(case) / _product_flops("h100") * results.ratio(product, ours)
+        share = _flops(case) / _product_flops(device) * results.ratio(product, ours)
         what = f"{case.arch}, {_work(case)}".removesuffix(f", {case.precision}")
         cells = [medians[0], images, *medians[1:], ratio, f"{share:.0%}"]
         lines.append(f"| {what} | {' | '.join(cells)} |")
@@ -118,7 +103,7 @@ def _results_of(device: str) -> str:
     return f"versus_torchvision_{device}_*.csv"
 
 
-def _compared(device: str = "xeon_167") -> dict[Compared, dict[str, list[float]]]:
+def _compared(device: str) -> dict[Compared, dict[str, list[float]]]:
     """Milliseconds of a step by case and contestant, a number for each round."""
     cases: dict[Compared, dict[str, list[float]]] = {}
     for row in results.rows(_results_of(device)):

@@ -41,6 +41,12 @@ def computes(dtype: Any) -> bool:
     return found is not None and np.dtype(dtype).name in found.types
 
 
+def at_most_avx2() -> bool:
+    """Whether the library is there and has this processor's AVX2, and no AVX-512."""
+    found = library()
+    return found is not None and found.at_most_avx2
+
+
 def version() -> str:
     """Of the library, "" where there is none."""
     found = library()
@@ -279,19 +285,19 @@ class Made:
         return made
 
     def layout(self, shape: Shape, strides: Shape, of: Type = Type.FLOAT32) -> ctypes.c_void_p:
-        sizes = (len(shape), integers(shape), self._computed(of), integers(strides))
+        sizes = (len(shape), integers(shape), self._checked(of), integers(strides))
         return self("memory_desc", "memory_desc_create_with_strides", *sizes)
 
     def any_layout(self, shape: Shape, of: Type = Type.FLOAT32) -> ctypes.c_void_p:
         """One of the library's choice."""
-        sizes = (len(shape), integers(shape), self._computed(of), _ANY)
+        sizes = (len(shape), integers(shape), self._checked(of), _ANY)
         return self("memory_desc", "memory_desc_create_with_tag", *sizes)
 
-    def _computed(self, of: Type) -> Type:
-        """Of a program made on another processor, say, the library may not know how, or be slow.
+    def _checked(self, of: Type) -> Type:
+        """Of a program that was made on another processor, say, it may be one that is slow here.
 
         Raises:
-            ValueError: it has no instructions for the type.
+            ValueError: this processor has no instructions for the type.
         """
         name = of.name.lower()
         if name not in self.library.types:

@@ -78,9 +78,7 @@ def groups_at_once(kernel: Shape, groups: int) -> int:
 
     Shape: kernel [h, w, C / groups, O].
     """
-    found = onednn.library()
     channels, features = kernel[2], kernel[3] // groups
     merged = _LANES // channels
     narrow = channels == features > 1 and merged > 1 and merged * channels == _LANES
-    fits = found is not None and found.at_most_avx2 and narrow and groups % merged == 0
-    return merged if fits else 1
+    return merged if narrow and groups % merged == 0 and onednn.at_most_avx2() else 1

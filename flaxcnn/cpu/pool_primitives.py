@@ -59,6 +59,20 @@ def _at_places_plainly(
     return max_places.at_places(place, y, windows, image)
 
 
+# ---------------------------------------------------------------------------------------- on a CPU
+def _at_places_on_cpu(
+    place: jax.Array, y: jax.Array, *, windows: Windows, image: tuple[int, int]
+) -> jax.Array:
+    """By oneDNN, but for its code for AVX2, than which XLA is faster.
+
+    That / XLA, ms, float32, on 2 cores of an AMD EPYC (family 25, model 1): 112x112x64 3x3 stride 2
+    in batches of 8 8.9 / 4.0, of 32 35 / 15, 28x28x192 3x3 3.4 / 1.7 and 19 / 5, 14x14x512 3x3
+    4.2 / 2.1 and 12 / 4, 112x112x128 2x2 8.4 / 3.9 and 37 / 14.
+    """
+    by = _at_places_plainly if onednn.at_most_avx2() else onednn_pool.at_places
+    return by(place, y, windows=windows, image=image)
+
+
 # ----------------------------------------------------------------------------------- the primitives
 _maxima = Primitive("onednn_max_pool")  # of x: y and places
 _maxima.multiple_results = True
@@ -140,24 +154,6 @@ ad.primitive_jvps[_of_places] = _linear(_of_places)
 ad.primitive_jvps[_at_places] = _linear(_at_places)
 ad.primitive_transposes[_of_places] = _of_places_transposed
 ad.primitive_transposes[_at_places] = _at_places_transposed
-
-
-def _at_places_on_cpu(
-    place: jax.Array, y: jax.Array, *, windows: Windows, image: tuple[int, int]
-) -> jax.Array:
-    """By the library, but where it has AVX2 and no AVX-512: XLA is faster than that code of it.
-
-    By the library / by XLA, ms, float32, on 2 cores of an AMD EPYC (family 25, model 1), batch 8:
-    8x112x112x64 3x3 stride 2 8.9 / 4.0, 28x28x192 3x3 3.4 / 1.7, 14x14x512 3x3 4.2 / 2.1,
-    112x112x128 2x2 8.4 / 3.9; batch 32: 35 / 15, 19 / 5, 12 / 4, 37 / 14.
-    """
-    found = onednn.library()
-    plain = found is None or found.at_most_avx2
-    return (_at_places_plainly if plain else onednn_pool.at_places)(
-        place, y, windows=windows, image=image
-    )
-
-
 for _primitive, _on_cpu in (
     (_maxima, onednn_pool.maxima_and_places),
     (_at_places, _at_places_on_cpu),
