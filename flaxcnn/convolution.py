@@ -7,8 +7,8 @@ kernel (every deep network at 32 pixels), in the input gradient of strided convo
 maps, in weight gradients of 1x1 kernels, and for every kind of grouped convolution. There, and in
 other types and where oneDNN is not installed, the same sum is written as shifted slices and matrix
 products; elsewhere, and on every platform but the CPU, it stays `jax.lax.conv_general_dilated`.
-`jax.lax.platform_dependent` makes the choice when the program is lowered, so lowering for TPU on a
-CPU host gives the plain convolution.
+The choice is made when the program is lowered, so lowering for TPU on a CPU host gives the plain
+convolution.
 
 All derivatives are JAX's own, of the formulation chosen; of oneDNN's, those of `bilinear`.
 
@@ -152,6 +152,8 @@ def conv_general_dilated(
     )
     if case is None or (_formulation(case, lhs.dtype) is _plain and not _in_blocks_on_tpu(case)):
         return plain(lhs, rhs)
+    if _is_plain_elsewhere(case, lhs.dtype, rhs.shape):
+        return _by_onednn(lhs, rhs, case)
     return _by_platform(lhs, rhs, case)
 
 
@@ -187,6 +189,15 @@ def _case(
             return None
     precision = tuple(precision) if isinstance(precision, list) else precision
     return _Case(rows, columns, batch, in_channels, out_channels, groups, precision)
+
+
+def _is_plain_elsewhere(case: _Case, dtype: Any, kernel: tuple[int, ...]) -> bool:
+    """Whether it is oneDNN's primitive alone, which other platforms compute as it is written."""
+    if _formulation(case, dtype) is not _by_onednn or _in_blocks_on_tpu(case):
+        return False
+    if onednn_choice.groups_at_once(kernel, case.groups) > 1 or case.precision is not None:
+        return False
+    return dtype == jnp.float32 or not _is_depthwise(case)
 
 
 @partial(jax.jit, static_argnums=2)  # so that outside a jit it is compiled once per case
@@ -243,8 +254,7 @@ def _formulation_by_xla(case: _Case) -> Formulation:
     if case.groups > 1:
         # Both ways, depthwise, batch 2: 112x112x32 3x3 65 / 12, 14x14x480 3x3 30 / 2,
         # 7x7x1152 5x5 198 / 5, 112x112x96 3x3 stride 2 297 / 11; batch 32, 1x1x1152 5x5 172 / 1.
-        depthwise = case.groups == case.in_channels == case.out_channels
-        return _depthwise if depthwise else _grouped
+        return _depthwise if _is_depthwise(case) else _grouped
     if rows.dilation > 1 or columns.dilation > 1:
         return _plain
     if rows.span == columns.span == 1:
@@ -283,11 +293,15 @@ def _by_onednn(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:
         high=(rows.high, columns.high),
         groups=case.groups // merged,
     )
-    if case.groups == case.in_channels == case.out_channels:
+    if _is_depthwise(case):
         # Both ways, 14x14x672 5x5, batch 8, ms: 25 in bfloat16, 6.9 in float32.
         y = convolution(x.astype(jnp.float32), kernel.astype(jnp.float32), geometry, case.outputs)
         return y.astype(x.dtype)
     return convolution(x, kernel, geometry, case.outputs)
+
+
+def _is_depthwise(case: _Case) -> bool:
+    return case.groups == case.in_channels == case.out_channels
 
 
 def _plain(x: jax.Array, kernel: jax.Array, case: _Case) -> jax.Array:

@@ -9,7 +9,6 @@ oneDNN's it is `jax.lax.dot_general`, as it is everywhere with `FLAXCNN_PLAIN_CO
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -37,12 +36,7 @@ def dot_general(
     product = None if plain else _faster_on_cpu(x, kernel)
     if product is None:
         return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **others)
-    return _by_platform(x, kernel, product)
-
-
-@partial(jax.jit, static_argnums=2)
-def _by_platform(x: jax.Array, kernel: jax.Array, product: _Product) -> jax.Array:
-    return lax.platform_dependent(x, kernel, cpu=product, default=_as_written)
+    return product(x, kernel)
 
 
 def _faster_on_cpu(x: jax.Array, kernel: jax.Array) -> _Product | None:

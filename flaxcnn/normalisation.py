@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flaxcnn.convolution import PLAIN
 from flaxcnn.cpu import norm_primitives, onednn
 from flaxcnn.operators.moments import Normalised, by_statistics, normalised_plainly
-from flaxcnn.operators.primitives import explicitly_sharded, varying_alike
+from flaxcnn.operators.primitives import explicitly_sharded
 
 
 def normalised(
@@ -39,22 +39,7 @@ def normalised(
     operands = (x, scale, bias, near)
     if PLAIN or not _suits_onednn(*operands):
         return normalised_plainly(*operands, epsilon, relu)
-    return _by_platform(*varying_alike(*operands), float(epsilon), relu)
-
-
-# `jax.jit` so that outside of one it is compiled once.
-@partial(jax.jit, static_argnums=(4, 5), inline=True)
-def _by_platform(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float, relu: bool
-) -> Normalised:
-    return jax.lax.platform_dependent(
-        x,
-        scale,
-        bias,
-        near,
-        cpu=partial(norm_primitives.normalised, epsilon=epsilon, relu=relu),
-        default=partial(normalised_plainly, epsilon=epsilon, relu=relu),
-    )
+    return norm_primitives.normalised(*operands, float(epsilon), relu)
 
 
 # Of each value on its own; no closure over arrays that are being differentiated.
@@ -80,17 +65,14 @@ def activated(
     """
     if PLAIN:
         return activation(y)
-    again = partial(_computed_again, activation, epsilon)
-    return jax.lax.platform_dependent(
-        *(y, x, scale, bias, mean, var), cpu=again, default=lambda y, *_: activation(y)
-    )
+    return _computed_again(activation, epsilon, y, x, scale, bias, mean, var)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _computed_again(
     activation: Activation, epsilon: float, y: jax.Array, *made_of: jax.Array
 ) -> jax.Array:
-    """Of y; its derivative is a function of what y was made of, and the same."""
+    """Of y; on a CPU its derivative is a function of what y was made of, and the same."""
     del epsilon, made_of
     return activation(y)
 
@@ -102,11 +84,25 @@ def _computed_again_jvp(
     primals: tuple[jax.Array, ...],
     tangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    y, x, scale, bias, mean, var = primals
+    again = jax.lax.platform_dependent(
+        *primals, cpu=partial(_again, epsilon=epsilon), default=lambda y, *_: y
+    )
+    return activation(primals[0]), jax.jvp(activation, (again,), (tangents[0],))[1]
+
+
+def _again(
+    y: jax.Array,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    *,
+    epsilon: float,
+) -> jax.Array:
     # XLA would see that it is y once more, and keep that, or x - mean, of which the variance is.
     scale, bias, mean = jax.lax.optimization_barrier((scale, bias, mean))
-    again = by_statistics(x, scale, bias, mean, var, epsilon)
-    return activation(y), jax.jvp(activation, (again.astype(y.dtype),), (tangents[0],))[1]
+    return by_statistics(x, scale, bias, mean, var, epsilon).astype(y.dtype)
 
 
 def _suits_onednn(x: jax.Array, *channels: jax.Array) -> bool:

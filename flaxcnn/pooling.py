@@ -16,8 +16,7 @@ from flax import linen as nn
 from flaxcnn.blocks import at_least_float32
 from flaxcnn.convolution import PLAIN
 from flaxcnn.cpu import onednn, onednn_pool, pool_primitives
-from flaxcnn.operators import max_places
-from flaxcnn.operators.max_places import Begin, Windows
+from flaxcnn.operators.max_places import Windows
 from flaxcnn.operators.primitives import explicitly_sharded
 
 
@@ -66,9 +65,9 @@ def _max_by_platform(x: jax.Array, windows: Windows) -> jax.Array:
     # By places on a CPU XLA cuts padding off in passing, which saves 6 ms of 365 of a step of
     # resnet18, batch 8, on 2 cores; on a GPU in a pass of its own, 0.4 ms of 25 of resnet50, batch
     # 128, on an H100.
-    by_places = partial(_max_by_places, windows=windows, begin=(0, 0))
-    on_cpu = partial(pool_primitives.max_pool, windows=windows) if library else by_places
-    on_gpu = partial(_max_by_places, windows=windows, begin=(top, left))
+    by_places = partial(pool_primitives.max_pool, windows=windows)
+    on_cpu = partial(by_places, how=None if library else (0, 0))
+    on_gpu = partial(by_places, how=(top, left))
     plain = partial(_max_by_windows, windows=windows)
     return jax.lax.platform_dependent(x, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
 
@@ -76,25 +75,6 @@ def _max_by_platform(x: jax.Array, windows: Windows) -> jax.Array:
 def _max_by_windows(x: jax.Array, windows: Windows) -> jax.Array:
     square = (windows.size,) * 2, (windows.stride,) * 2
     return nn.max_pool(x, *square, windows.pads)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _max_by_places(x: jax.Array, windows: Windows, begin: Begin) -> jax.Array:
-    """With a gradient that keeps the places instead of finding them again.
-
-    It is woven from element `begin` of the padded image on.
-    """
-    return max_places.maxima(x, windows)
-
-
-@_max_by_places.defjvp
-def _max_by_places_jvp(
-    windows: Windows, begin: Begin, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    # The barrier: to be kept, not found again in each use.
-    y, place = jax.lax.optimization_barrier(max_places.maxima_and_places(x, windows))
-    return y, max_places.of_places(place, dx, windows, begin)
 
 
 def _bin_averages(size: int, bins: int) -> np.ndarray:

@@ -334,6 +334,33 @@ def test_other_platforms_lower_without(relu: bool) -> None:
     assert "onednn" in traced.lower(lowering_platforms=("cpu", "tpu")).as_text()
 
 
+@pytest.mark.parametrize("relu", [True, False])
+def test_elsewhere_gradients_are_those_of_the_formula(relu: bool) -> None:
+    """In float64, of what a program for another platform computes; signs are nothing there."""
+    case = Case((2, 5, 7, 16), relu)
+    with jax.enable_x64(True):
+        *of, near = map(jnp.asarray, operands(case))
+        by = [jnp.asarray(a) for a in changes(case)]
+        dy = by[0][::-1]
+        (_, mean, var), pullback = jax.vjp(function(PLAIN, case, near), *of)
+        wanted = pullback((dy, 0 * mean, 0 * var))
+        of_relu = (of[2], jnp.zeros(1, jnp.uint8)) if relu else ()
+        kept = (of[0], of[1], mean, var, *of_relu)
+        found = norm_primitives._gradient_plainly(dy, *kept, epsilon=EPSILON)
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+        # And of changes of all three, of which that is the transpose.
+        changed = norm_primitives._tangent_plainly(*by, *kept, epsilon=EPSILON)
+        products = [jnp.vdot(a, b) for a, b in zip(by, wanted, strict=True)]
+        np.testing.assert_allclose(jnp.vdot(changed, dy), sum(products), rtol=1e-12)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_it_is_traced_once_for_all_platforms(relu: bool) -> None:
+    """JAX would derive a choice by platform in all its branches, at twice the time to trace."""
+    assert "platform_index" not in str(program(Case((2, 5, 7, 16), relu)).jaxpr)
+
+
 def test_switched_off_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[0]
     with monkeypatch.context() as patch:

@@ -341,6 +341,15 @@ def test_other_platforms_lower_without(target: str) -> None:
     assert "stablehlo.convolution" in text
 
 
+def test_it_is_traced_once_for_all_platforms() -> None:
+    """But where other platforms are told more than oneDNN: they are to be as exact as they were."""
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
+    assert "platform_index" not in str(jax.make_jaxpr(ours(CASES[0]))(x, kernel))
+    exact = jax.jit(partial(ours(CASES[0]), precision="highest")).trace(x, kernel)
+    assert "HIGHEST" in exact.lower(lowering_platforms=("tpu",)).as_text()
+    assert "onednn" in exact.lower(lowering_platforms=("cpu",)).as_text()
+
+
 def test_one_program_for_two_platforms() -> None:
     x, kernel = (jnp.asarray(a, jnp.float32) for a in operands(CASES[0]))
     gradients = jax.grad(lambda x, kernel: jnp.sum(ours(CASES[0])(x, kernel) ** 2), argnums=(0, 1))

@@ -35,7 +35,7 @@ CASES = [
     Windows(5, 3, ((2, 1), (1, 2))),
     Windows(4, 2, ((1, 2), (0, 3))),
 ]
-by_jax = partial(pooling._max_by_places, begin=(0, 0))
+by_jax = partial(pool_primitives.max_pool, how=(0, 0))
 TYPES = [jnp.float32, jnp.bfloat16]
 
 
@@ -56,7 +56,7 @@ def test_maxima_and_places_are_the_same(windows: Windows, channels: int, dtype: 
     x = with_ties(2, 9, 8, channels).astype(dtype)
     assert onednn_pool.suits(x.shape, windows)
     expected = max_places.maxima_and_places(x, windows)
-    ours = pool_primitives._maxima.bind(x, windows=windows)
+    ours = pool_primitives._maxima.bind(x, windows=windows, how=None)
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -140,7 +140,7 @@ def test_what_is_not_finite_is_as_it_was(windows: Windows, value: Any, dtype: An
     x = np.array(random(2, 9, 8, 16).astype(dtype))
     x[0, 4, 4, 3] = x[0, :, :, 5] = x[1, :6, :6, 7] = value
     expected = max_places.maxima_and_places(jnp.asarray(x), windows)
-    ours = pool_primitives._maxima.bind(x, windows=windows)
+    ours = pool_primitives._maxima.bind(x, windows=windows, how=None)
     for a, b in zip(ours, expected, strict=True):
         # As float32: NumPy does not take NaN in bfloat16 for equal.
         np.testing.assert_array_equal(a.astype("float32"), b.astype("float32"))
@@ -148,7 +148,7 @@ def test_what_is_not_finite_is_as_it_was(windows: Windows, value: Any, dtype: An
     dy = np.array(with_ties(*expected[1].shape).astype(dtype))
     dy[0, 1, 1, 0], dy[1, 1, 1, 1] = np.nan, np.inf
     of = expected[1], jnp.asarray(dy)
-    back = pool_primitives._at_places.bind(*of, windows=windows, image=(9, 8))
+    back = pool_primitives._at_places.bind(*of, windows=windows, image=(9, 8), how=None)
     back, wanted = back.astype("float32"), max_places.at_places(*of, windows, (9, 8))
     np.testing.assert_array_equal(back, wanted.astype("float32"))
 

@@ -10,13 +10,14 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from flaxcnn import pooling
+from flaxcnn.cpu import pool_primitives
 from flaxcnn.operators import max_places
 from flaxcnn.operators.max_places import Pads, Windows
 
 # The same maxima; their gradient is woven from another element of the padded image on.
 BY_PLACES: dict[str, Any] = {
-    "on a CPU": lambda x, windows: pooling._max_by_places(x, windows, (0, 0)),
-    "on a GPU": lambda x, windows: pooling._max_by_places(
+    "on a CPU": lambda x, windows: pool_primitives.max_pool(x, windows, (0, 0)),
+    "on a GPU": lambda x, windows: pool_primitives.max_pool(
         x, windows, (windows.pads[0][0], windows.pads[1][0])
     ),
 }

@@ -28,6 +28,7 @@ from flaxcnn.accounting.field_rules import Seen
 from flaxcnn.accounting.known_weights import KnownWeights
 from flaxcnn.accounting.layers import IMAGES, Kept, Layers, TracedLayer, Window, size_bytes
 from flaxcnn.errors import InputError
+from flaxcnn.operators.primitives import written_out
 
 _NORMS: Mapping[type, str] = {
     blocks.BatchNorm: "batch norm",
@@ -176,7 +177,7 @@ class _Walk:
                 "a while loop's number of steps is not known before it runs, nor what it costs; "
                 "use a Python loop or lax.scan"
             )
-        elif (inner := _called(eqn)) is not None:
+        elif (inner := _called(eqn) or written_out(eqn)) is not None:
             self._inside(eqn, inner, eqn.invars)
         else:
             self._operation(eqn)

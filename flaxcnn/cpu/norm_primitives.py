@@ -9,17 +9,19 @@ changes; and the gradient, the transpose of that. On a CPU oneDNN computes value
 `jax.vmap`, is written in JAX's own functions.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, mlir
 
 from flaxcnn.cpu import onednn_norm
-from flaxcnn.operators.moments import Normalised, normalised_plainly
-from flaxcnn.operators.primitives import batched, derived, evaluation, varying_alike
+from flaxcnn.operators.moments import Normalised, by_statistics, normalised_plainly
+from flaxcnn.operators.primitives import derived, give_plain_form, varying_alike
 
 _AXES = (0, 1, 2)
 _TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
@@ -28,8 +30,9 @@ _TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 def normalised(
     x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float, relu: bool
 ) -> Normalised:
-    """As `flaxcnn.normalisation.normalised`, of arrays that are `varying_alike`."""
-    return Normalised(*_value.bind(x, scale, bias, near, epsilon=epsilon, relu=relu)[:3])
+    """As `flaxcnn.normalisation.normalised`."""
+    operands = varying_alike(x, scale, bias, near)
+    return Normalised(*_value.bind(*operands, epsilon=epsilon, relu=relu)[:3])
 
 
 # ------------------------------------------------------------------------------- in JAX's functions
@@ -39,7 +42,7 @@ def _value_plainly(
     results = normalised_plainly(x, scale, bias, near, epsilon, relu)
     if not relu:
         return results
-    # Signs that nothing reads: where this is used the gradient is plain too, and goes by y.
+    # Signs that nothing reads: where this is computed the gradient is plain too.
     signs = jnp.zeros_like(scale, jnp.uint8, shape=onednn_norm.signs_shape(x, epsilon))
     return *results, signs
 
@@ -55,25 +58,50 @@ def _tangent_plainly(
     *of_relu: jax.Array,
     epsilon: float,
 ) -> jax.Array:
-    """How y changes with x, scale and bias; `of_relu` is y and signs, if there is a ReLU."""
+    """How y changes with x, scale and bias; `of_relu` is bias and signs, if there is a ReLU."""
     deviations = jax.lax.rsqrt(var + epsilon)
     normal = (x.astype(mean.dtype) - mean) * deviations
     wide = dx.astype(scale.dtype)
     along = jnp.mean(wide, _AXES) + normal * jnp.mean(wide * normal, _AXES)
     change = scale * deviations * (wide - along) + dscale * normal + dbias
-    return (jnp.where(of_relu[0] > 0, change, 0) if of_relu else change).astype(x.dtype)
+    return _past_relu(change, of_relu, x, scale, mean, var, epsilon).astype(x.dtype)
 
 
 def _gradient_plainly(
-    dy: jax.Array, x: jax.Array, scale: jax.Array, *others: jax.Array, epsilon: float
+    dy: jax.Array,
+    x: jax.Array,
+    scale: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    *of_relu: jax.Array,
+    epsilon: float,
 ) -> list[jax.Array]:
-    """The transpose of `_tangent_plainly`."""
-    changes = [jax.typeof(a).update(weak_type=False) for a in (x, scale, scale)]
+    """The transpose of `_tangent_plainly`: two sums, and after them the map."""
+    deviations = jax.lax.rsqrt(var + epsilon)
+    normal = (x.astype(mean.dtype) - mean) * deviations
+    wide = _past_relu(dy.astype(scale.dtype), of_relu, x, scale, mean, var, epsilon)
+    dbias, dscale = jnp.sum(wide, _AXES), jnp.sum(wide * normal, _AXES)
+    along = (dbias + normal * dscale) / math.prod(x.shape[:-1])
+    dx = scale * deviations * (wide - along)
+    return [dx.astype(dy.dtype), dscale, dbias]
 
-    def tangent(*changes: jax.Array) -> jax.Array:
-        return _tangent_plainly(*changes, x, scale, *others, epsilon=epsilon)
 
-    return list(jax.linear_transpose(tangent, *changes)(dy))
+def _past_relu(
+    change: jax.Array,
+    of_relu: Sequence[jax.Array],
+    x: jax.Array,
+    scale: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    """What comes of a change where y > 0; all of it without a ReLU."""
+    if not of_relu:
+        return change
+    bias, _ = of_relu
+    # Computed again: y itself would be one more array to read.
+    y = by_statistics(x.astype(mean.dtype), scale, bias, mean, var, epsilon)
+    return jnp.where(y > 0, change, 0)
 
 
 # ----------------------------------------------------------------------------------- the primitives
@@ -81,9 +109,9 @@ def _gradient_plainly(
 # the library's own form.
 _value = Primitive("onednn_norm")
 _value.multiple_results = True
-# Of changes of x, scale and bias, and of x, scale, mean, var, y and signs.
+# Of changes of x, scale and bias, and of x, scale, mean, var, and with a ReLU bias and signs.
 _tangent = Primitive("onednn_norm_tangent")
-# Of the gradient of y, and of x, scale, mean, var, y and signs: gradients of x, scale and bias.
+# Of the gradient of y, and of the same others: gradients of x, scale and bias.
 _gradient = Primitive("onednn_norm_gradient")
 _gradient.multiple_results = True
 
@@ -115,10 +143,10 @@ def _gradient_abstract(dy: Any, _x: Any, scale: Any, *_: Any, epsilon: float) ->
 
 def _value_derived(primals: Any, tangents: Any, *, epsilon: float, relu: bool) -> Any:
     """Of mean and variance the derivatives are written out: mostly nobody asks for them."""
-    x, scale, _, _ = primals
+    x, scale, bias, _ = primals
     dx, dscale, dbias = (ad.instantiate_zeros(tangent) for tangent in tangents[:3])
-    results = y, mean, var, *signs = _value.bind(*primals, epsilon=epsilon, relu=relu)
-    of_relu = (y, *signs) if relu else ()
+    results = _, mean, var, *signs = _value.bind(*primals, epsilon=epsilon, relu=relu)
+    of_relu = (bias, *signs) if relu else ()
     operands = varying_alike(dx, dscale, dbias, x, scale, mean, var, *of_relu)
     dy = _tangent.bind(*operands, epsilon=epsilon)
     wide = dx.astype(mean.dtype)
@@ -143,12 +171,7 @@ for _primitive, _plainly in (
     (_tangent, _tangent_plainly),
     (_gradient, _gradient_plainly),
 ):
-    _primitive.def_impl(evaluation(_primitive.bind, _plainly, ("epsilon", "relu")))
-    batching.primitive_batchers[_primitive] = batched(_plainly)
-    # Also for a program of several platforms, as `bilinear` has it.
-    mlir.register_lowering(
-        _primitive, mlir.lower_fun(_plainly, multiple_results=_primitive.multiple_results)
-    )
+    give_plain_form(_primitive, _plainly, ("epsilon", "relu"))
 ad.primitive_jvps[_value] = _value_derived
 ad.primitive_jvps[_tangent] = derived(_tangent_plainly)
 ad.primitive_jvps[_gradient] = derived(_gradient_plainly)

@@ -63,7 +63,7 @@ def gradient(
     *of_relu: jax.Array,
     epsilon: float,
 ) -> Any:
-    """Of x, scale and bias; `of_relu` is y and signs, if there is a ReLU."""
+    """Of x, scale and bias; `of_relu` is bias and signs, if there is a ReLU."""
     operands = (dy, x, scale, mean, var, *of_relu[1:])
     results = [x, scale, scale]
     return _call(_GRADIENT, results, *operands, epsilon=epsilon, relu=bool(of_relu))

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, mlir
 
-from flaxcnn.operators.primitives import batched, derived, evaluation, transposed, varying_alike
+from flaxcnn.operators.primitives import derived, give_plain_form, transposed, varying_alike
 
 
 class Kind(IntEnum):
@@ -52,15 +52,10 @@ class Bilinear:
         self._dtypes = [np.dtype(dtype) for dtype in dtypes]
         self._primitive = primitive = Primitive(name)
         primitive.def_abstract_eval(self._abstract)
-        parameters = ("kind", "how", "shapes")
-        primitive.def_impl(evaluation(self._bind, self._plainly, parameters))
+        give_plain_form(primitive, self._plainly, ("kind", "how", "shapes"))
         ad.defbilinear(primitive, partial(self._transposed, 0), partial(self._transposed, 1))
         self._derived_by_one = ad.primitive_jvps[primitive]
         ad.primitive_jvps[primitive] = self._derived
-        batching.primitive_batchers[primitive] = self._batched
-        # Also for a program of several platforms, among which `lax.platform_dependent` chooses when
-        # it runs.
-        mlir.register_lowering(primitive, mlir.lower_fun(self._plainly, multiple_results=False))
 
         # Of the changes of first and second, and of those themselves: how the value changes.
         self._change = Primitive(f"{name}_change")
@@ -75,11 +70,8 @@ class Bilinear:
             (self._change, self._change_by_one),
             (self._gradients, self._gradients_by_one),
         ):
-            both.def_impl(evaluation(both.bind, by_one, ("how", "shapes")))
+            give_plain_form(both, by_one, ("how", "shapes"))
             ad.primitive_jvps[both] = derived(by_one)
-            batching.primitive_batchers[both] = batched(by_one)
-            lowering = mlir.lower_fun(by_one, multiple_results=both.multiple_results)
-            mlir.register_lowering(both, lowering)
 
     def on_cpu(
         self, lowering: Callable[..., Any], of_gradients: Callable[..., Any] | None = None
@@ -155,10 +147,6 @@ class Bilinear:
             self._bind(second, dvalue, kind=Kind.FIRST_GRADIENT, **parameters),
             self._bind(first, dvalue, kind=Kind.SECOND_GRADIENT, **parameters),
         ]
-
-    def _batched(self, args: Any, dims: Any, **parameters: Any) -> Any:
-        """By `plain`, whose functions know how to take another axis."""
-        return jax.vmap(partial(self._plainly, **parameters), in_axes=dims)(*args), 0
 
     def _plainly(self, a: Any, b: Any, *, kind: Kind, how: Any, shapes: Shapes) -> Any:
         if kind is Kind.FORWARD:

@@ -1,6 +1,8 @@
 """What JAX primitives of our own have in common: how they are evaluated, derived and batched.
 
-Each is given by a plain form, in JAX's own functions or of simpler primitives.
+Each is given by a plain form, in JAX's own functions or of simpler primitives. That is what every
+platform computes that has nothing of its own. `jax.lax.platform_dependent` could choose too, but it
+is differentiated in all its branches, and networks of them take twice the time to trace.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,23 +11,59 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.interpreters import ad
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+_plain_forms: dict[Primitive, Callable[..., Any]] = {}
 
 
-def evaluation(
-    bind: Callable[..., Any], plainly: Callable[..., Any], parameters: tuple[str, ...]
+def give_plain_form(
+    primitive: Primitive, plainly: Callable[..., Any], parameters: tuple[str, ...]
+) -> None:
+    """Has `plainly`, with the primitive's parameters, be what it computes.
+
+    Wherever a platform has nothing of its own, also in a program of several platforms; outside of
+    `jax.jit`; with a further axis of `jax.vmap`; and to those who ask what it is, by `written_out`.
+    """
+    _plain_forms[primitive] = plainly
+    primitive.def_impl(_evaluation(primitive, plainly, parameters))
+    batching.primitive_batchers[primitive] = _batched(plainly)
+    lowering = mlir.lower_fun(plainly, multiple_results=primitive.multiple_results)
+    mlir.register_lowering(primitive, lowering)
+
+
+def written_out(equation: Any) -> Any:
+    """The function that an equation of a trace computes; None if its primitive is not of ours."""
+    if (plainly := _plain_forms.get(equation.primitive)) is None:
+        return None
+    operands = (variable.aval for variable in equation.invars)
+    return jax.make_jaxpr(partial(plainly, **equation.params))(*operands)
+
+
+def _evaluation(
+    primitive: Primitive, plainly: Callable[..., Any], parameters: tuple[str, ...]
 ) -> Callable[..., Any]:
     """How a primitive is evaluated outside of `jax.jit`: in one, or plainly where that is disabled.
 
     A compiled `bind` would then come back here, for ever.
     """
-    compiled = jax.jit(bind, static_argnames=parameters)
+    compiled = jax.jit(primitive.bind, static_argnames=parameters)
 
     def evaluate(*operands: Any, **options: Any) -> Any:
         disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX adds it at import
         return (plainly if disabled else compiled)(*operands, **options)
 
     return evaluate
+
+
+def _batched(plainly: Callable[..., Any]) -> Callable[..., Any]:
+    """How a primitive takes a further axis of `jax.vmap`: plainly."""
+
+    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
+        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
+        return results, jax.tree.map(lambda _: 0, results)
+
+    return rule
 
 
 def derived(plainly: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,16 +101,6 @@ def of_some(
         return function(*everything)
 
     return of_those
-
-
-def batched(plainly: Callable[..., Any]) -> Callable[..., Any]:
-    """How a primitive takes a further axis of `jax.vmap`: plainly."""
-
-    def rule(arguments: Any, axes: Any, **parameters: Any) -> Any:
-        results = jax.vmap(partial(plainly, **parameters), in_axes=axes)(*arguments)
-        return results, jax.tree.map(lambda _: 0, results)
-
-    return rule
 
 
 def explicitly_sharded(*arrays: jax.Array) -> bool:
