@@ -2,9 +2,10 @@
 
 XLA:CPU goes over the arrays more often than that needs, so that oneDNN does it there
 (`onednn_norm`): in float32 of maps with a multiple of eight channels, and of sixteen in bfloat16
-where it computes that. Elsewhere, and with `FLAXCNN_PLAIN_CONVOLUTION=1`, it is `moments`, of which
-JAX takes the derivatives. So it is in statistics that devices share; and in a `jax.jit` that
-spreads a batch over several CPU devices the library's call gathers it.
+where it computes that. Other platforms compute the same primitives (`norm_primitives`) by their
+formulas. Of other maps, in statistics that devices share, and with `FLAXCNN_PLAIN_CONVOLUTION=1`,
+it is `moments`, of which JAX takes the derivatives. In a `jax.jit` that spreads a batch over
+several CPU devices the library's call gathers it.
 
 The gradient of another activation than ReLU wants the norm's output. On a CPU XLA would keep that,
 and what it made of it on the way, SiLU for one a sigmoid; `activated` computes both again.

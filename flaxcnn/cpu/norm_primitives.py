@@ -4,9 +4,10 @@ With the ReLU that comes behind it, or without one. On arrays [N, H, W, C], in f
 scale and bias [C], and all statistics, in float32.
 
 Three primitives: the value; how it changes with x, scale and bias, which is linear in those
-changes; and the gradient, the transpose of that. On a CPU oneDNN computes value and gradient
-(`onednn_norm`). The rest, that is forward-mode and second derivatives and a further axis by
-`jax.vmap`, is written in JAX's own functions.
+changes; and the gradient, the transpose of that. All are written in JAX's own functions, by which
+other platforms compute them: XLA makes programs for a GPU of them that move as many bytes as those
+of the formula that JAX derives. On a CPU oneDNN computes value and gradient (`onednn_norm`), and
+only forward-mode and second derivatives and a further axis by `jax.vmap` are as they are written.
 """
 
 import math

@@ -1,8 +1,8 @@
 """What JAX primitives of our own have in common: how they are evaluated, derived and batched.
 
 Each is given by a plain form, in JAX's own functions or of simpler primitives. That is what every
-platform computes that has nothing of its own. `jax.lax.platform_dependent` could choose too, but it
-is differentiated in all its branches, and networks of them take twice the time to trace.
+platform computes that has nothing of its own. `jax.lax.platform_dependent` could choose too, but
+JAX derives all its branches: GoogLeNet's loss and gradients took four times as long to trace.
 """
 
 from collections.abc import Callable, Sequence
