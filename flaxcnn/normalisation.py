@@ -91,16 +91,8 @@ def _computed_again_jvp(
     return activation(primals[0]), jax.jvp(activation, (again,), (tangents[0],))[1]
 
 
-def _again(
-    y: jax.Array,
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    *,
-    epsilon: float,
-) -> jax.Array:
+def _again(y: jax.Array, *made_of: jax.Array, epsilon: float) -> jax.Array:
+    x, scale, bias, mean, var = made_of
     # XLA would see that it is y once more, and keep that, or x - mean, of which the variance is.
     scale, bias, mean = jax.lax.optimization_barrier((scale, bias, mean))
     return by_statistics(x, scale, bias, mean, var, epsilon).astype(y.dtype)

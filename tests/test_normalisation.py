@@ -346,10 +346,12 @@ def test_elsewhere_gradients_are_those_of_the_formula(relu: bool) -> None:
         wanted = pullback((dy, 0 * mean, 0 * var))
         of_relu = (of[2], jnp.zeros(1, jnp.uint8)) if relu else ()
         kept = (of[0], of[1], mean, var, *of_relu)
+        # 1e-12: float64 rounds at 1e-16, and these are sums of 70 values, in another order.
         found = norm_primitives._gradient_plainly(dy, *kept, epsilon=EPSILON)
         for a, b in zip(found, wanted, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
-        # And of changes of all three, of which that is the transpose.
+        # And how y changes with all three, of which the gradient is the transpose: <Jv, dy> is
+        # <v, J'dy>, to the same rounding.
         changed = norm_primitives._tangent_plainly(*by, *kept, epsilon=EPSILON)
         products = [jnp.vdot(a, b) for a, b in zip(by, wanted, strict=True)]
         np.testing.assert_allclose(jnp.vdot(changed, dy), sum(products), rtol=1e-12)

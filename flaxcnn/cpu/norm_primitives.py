@@ -100,7 +100,8 @@ def _past_relu(
     if not of_relu:
         return change
     bias, _ = of_relu
-    # Computed again: y itself would be one more array to read.
+    # Computed again: y itself would be one more array to read. As the value is: of what is there
+    # already, normal * scale + bias, XLA made a program for an H100 that moves 1 % more (resnet50).
     y = by_statistics(x.astype(mean.dtype), scale, bias, mean, var, epsilon)
     return jnp.where(y > 0, change, 0)
 
@@ -108,12 +109,12 @@ def _past_relu(
 # ----------------------------------------------------------------------------------- the primitives
 # Of x, scale, bias and near: y, mean, var, and with a ReLU signs: whether each y is above zero, in
 # the library's own form.
-_value = Primitive("onednn_norm")
+_value = Primitive("norm")
 _value.multiple_results = True
 # Of changes of x, scale and bias, and of x, scale, mean, var, and with a ReLU bias and signs.
-_tangent = Primitive("onednn_norm_tangent")
+_tangent = Primitive("norm_tangent")
 # Of the gradient of y, and of the same others: gradients of x, scale and bias.
-_gradient = Primitive("onednn_norm_gradient")
+_gradient = Primitive("norm_gradient")
 _gradient.multiple_results = True
 
 
