@@ -1,8 +1,9 @@
-"""How much of a training step on a CPU oneDNN has; the rest is XLA's, and Python's calls.
+"""How much of a training step on a CPU oneDNN has; the rest is XLA's, and that of its calls.
 
     python -m benchmarks.library_share --arch resnet18 googlenet --image_size 224 --batch_size 8
 
 By a clock around each call of the library, of which one runs at a time. XLA may compute beside it.
+Python makes the calls, which takes longer than those that are compiled (`flaxcnn.cpu.repeats`).
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 from benchmarks import workloads
 from benchmarks.machine import cpu_name
 from benchmarks.row_files import make_folders, write_csv
-from flaxcnn.cpu import onednn
+from flaxcnn.cpu import onednn, repeats
 
 
 class Clock:
@@ -26,6 +27,7 @@ class Clock:
 
     def watch(self) -> None:
         """From now on, for good; before anything is compiled."""
+        repeats.switch_off()
         library: Any = onednn.library()
         library.execute = self._timed("computing", library.execute)
         library.execute_quickly = self._timed("reordering", library.execute_quickly)

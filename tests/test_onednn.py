@@ -423,8 +423,11 @@ def test_an_error_is_the_programs_error() -> None:
     """The library refuses what does not fit together, and no address is read."""
     geometry = Geometry((1, 1), (1, 1), (1, 1), (1, 1), 1)
     with pytest.raises(RuntimeError, match="oneDNN: dnnl_convolution_forward"):
-        onednn_convolution._Primitive(
-            Kind.FORWARD, geometry, ((1, 8, 8, 4), (3, 3, 4, 4), (1, 5, 5, 4)), "f4"
+        onednn_convolution._plan(
+            Kind.FORWARD,
+            geometry.as_numbers(),
+            ((1, 8, 8, 4), (3, 3, 4, 4), (1, 5, 5, 4)),
+            "f4",
         )
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
     program = jax.jit(lambda x, k: onednn_convolution.convolution(x, k, geometry, (5, 5)))

@@ -1,11 +1,12 @@
 """oneDNN, the library that torch computes convolutions with on a CPU: its C interface by ctypes.
 
-Version 3, `oneapi/dnnl/dnnl.h`: finding and calling it, what it makes, and memory for its work.
+Version 3, `oneapi/dnnl/dnnl.h`: finding it, what it makes and calling it, as `plans` does.
 `onednn_convolution`, `onednn_product`, `onednn_norm`, `onednn_pool` and `onednn_layers` say what it
 computes, in float32, and in bfloat16 what a processor has instructions for.
 
 The library works with threads of its own for each thread that calls it, as many as the process may
-use cores or `OMP_NUM_THREADS` says, so that one call at a time is run, under `lock`.
+use cores or `OMP_NUM_THREADS` says, so that one call at a time is run, by Python under `lock`, by
+`repeats` under a lock of its own.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import cache
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from flaxcnn.cpu import repeats
 
 PACKAGE = "onednn-cpu-gomp"
 
@@ -116,7 +119,9 @@ class _Version(ctypes.Structure):
     )
 
 
-class _ArgumentAndMemory(ctypes.Structure):
+class ArgumentAndMemory(ctypes.Structure):
+    """What a primitive is given (dnnl_exec_arg_t)."""
+
     _fields_ = (("index", ctypes.c_int), ("memory", ctypes.c_void_p))
 
 
@@ -143,7 +148,7 @@ class Library:
                 self.types.add("bfloat16")
             self.engine = self.create("engine_create", _CPU, ctypes.c_size_t(0))
             self.stream = self.create("stream_create", self.engine, 1)
-            # Called hundreds of times in a step, so as they are: they answer 0, or what is wrong.
+            # Called hundreds of times in a step, so as they are: they answer what `check` is for.
             pointer = ctypes.c_void_p
             self.place = self._quick.dnnl_memory_set_data_handle
             self.place.argtypes = (pointer, pointer)
@@ -152,6 +157,8 @@ class Library:
             self.execute_quickly = self._quick.dnnl_primitive_execute
             for execute in (self.execute, self.execute_quickly):
                 execute.argtypes = (pointer, pointer, ctypes.c_int, pointer)
+            threads = (self._threads, self._set_threads)
+            repeats.use(self.place, self.execute, *threads, self.stream)
 
     def _has(self, instructions: int) -> bool:
         return int(self._quick.dnnl_get_effective_cpu_isa()) & instructions == instructions
@@ -170,7 +177,7 @@ class Library:
         return made
 
     def do(self, function: str, *arguments: Any) -> None:
-        _check(function, getattr(self._quick, f"dnnl_{function}")(*arguments))
+        check(function, getattr(self._quick, f"dnnl_{function}")(*arguments))
 
     @contextmanager
     def one_thread(self, wanted: bool) -> Iterator[None]:
@@ -258,7 +265,8 @@ def _threads_that_wait_briefly() -> Iterator[None]:
             del os.environ[name]
 
 
-def _check(function: str, status: int) -> None:
+def check(function: str, status: int) -> None:
+    """Raises RuntimeError if that is what the library answers where it fails."""
     if status:
         raise RuntimeError(f"oneDNN: dnnl_{function} answered {status}")
 
@@ -318,9 +326,6 @@ class Made:
     def primitive(self, description: ctypes.c_void_p) -> ctypes.c_void_p:
         return self("primitive", "primitive_create", description)
 
-    def reorder(self, source: ctypes.c_void_p, target: ctypes.c_void_p) -> "Reorder":
-        return Reorder(self, source, target)
-
 
 def _destroy(library: Library, everything: list[tuple[str, ctypes.c_void_p]]) -> None:
     for kind, made in reversed(everything):
@@ -330,96 +335,3 @@ def _destroy(library: Library, everything: list[tuple[str, ctypes.c_void_p]]) ->
 def integers(values: Shape) -> Any:
     """As the library takes several."""
     return (ctypes.c_int64 * len(values))(*values)
-
-
-Parts = Sequence[tuple[Argument, ctypes.c_void_p]]  # with the layout of each
-
-
-class _Call:
-    """One primitive, with memories for its parts, in the order in which it is called."""
-
-    def __init__(self, made: Made, description: ctypes.c_void_p, parts: Parts) -> None:
-        memories = [made.memory(layout) for _, layout in parts]
-        pairs = [
-            _ArgumentAndMemory(argument, memory)
-            for (argument, _), memory in zip(parts, memories, strict=True)
-        ]
-        primitive, stream = made.primitive(description), made.library.stream
-        self._made = made  # which is destroyed with this
-        self._place = made.library.place
-        self._memories = [memory.value for memory in memories]
-        self._pairs = (_ArgumentAndMemory * len(parts))(*pairs)
-        pointer = ctypes.addressof(self._pairs)
-        self._arguments = (primitive.value, stream.value, len(parts), pointer)
-
-    def __call__(self, execute: Callable[..., int], addresses: Sequence[int]) -> None:
-        """Under `lock`. On a CPU the library is done when `execute` answers."""
-        for memory, address in zip(self._memories, addresses, strict=True):
-            _check("memory_set_data_handle", self._place(memory, address))
-        _check("primitive_execute", execute(*self._arguments))
-
-
-class Step:
-    """One primitive that works on arrays of JAX."""
-
-    def __init__(self, made: Made, description: ctypes.c_void_p, parts: Parts) -> None:
-        scratchpad = made.library.chosen_layout(description, Query.SCRATCHPAD)
-        self.scratchpad_size = made.library.size(scratchpad)
-        self._call = _Call(made, description, [*parts, (Argument.SCRATCHPAD, scratchpad)])
-        self._execute = made.library.execute
-
-    def run(self, addresses: Sequence[int]) -> None:
-        """Of one array for each part, in their order."""
-        with lock:
-            self.run_under_lock(addresses)
-
-    def run_under_lock(self, addresses: Sequence[int]) -> None:
-        """As `run`, for a caller that holds `lock`."""
-        self.run_within(addresses, workspace(self.scratchpad_size))
-
-    def run_within(self, addresses: Sequence[int], working: int) -> None:
-        """Under `lock`, its memory for work at `working`."""
-        self._call(self._execute, (*addresses, working))
-
-
-class Reorder:
-    """What copies from one layout to another."""
-
-    # Bytes up to which a second thread is not worth the 0.1 ms that it takes to wake up, or more
-    # where XLA has work for it.
-    _SMALL = 4 << 20
-
-    def __init__(self, made: Made, source: ctypes.c_void_p, target: ctypes.c_void_p) -> None:
-        self._library, engine = made.library, made.library.engine
-        self._alone = made.library.size(target) <= self._SMALL
-        between = (source, engine, target, engine, None)
-        with self._library.one_thread(self._alone):
-            description = made("primitive_desc", "reorder_primitive_desc_create", *between)
-            parts = ((Argument.SOURCE, source), (Argument.TARGET, target))
-            self._call = _Call(made, description, parts)
-
-    def run(self, source: int, target: int) -> None:
-        """From one address to the other, under `lock`."""
-        with self._library.one_thread(self._alone):
-            self._call(self._library.execute_quickly, (source, target))
-
-
-# ----------------------------------------------------------------------- memory for all of them
-PAGE = 4096
-_working: tuple[Any, int, int] = (None, 0, 0)  # its first page's beginning, and bytes from there
-
-
-def workspace(size: int) -> int:
-    """The address of so many bytes, of a page's beginning; the same for all, under `lock`."""
-    global _working
-    _, at, there = _working
-    if there < size:
-        memory = (ctypes.c_char * (size + PAGE))()
-        at = rounded(ctypes.addressof(memory))
-        _working = memory, at, size
-    return at
-
-
-def rounded(address: int) -> int:
-    """Up to where the next page begins."""
-    return -(address // -PAGE) * PAGE

@@ -11,15 +11,15 @@ import jax
 import numpy as np
 
 from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.cpu.plans import Plan
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.operators.bilinear import PLACES, Kind, Shapes
 
 BOTH_GRADIENTS = 3  # beside what `Kind` has; programs in files say so
 
-# Makes what computes one kind, called with the addresses of both operands and of the result, for
-# the function's integers, the shapes of first, second and value, and their type. It is made, and
-# called, under `lock`.
-Make = Callable[[Kind, Sequence[int], Shapes, np.dtype], xla_handlers.Run]
+# Makes what computes one kind, of both operands and the result, for the function's integers, the
+# shapes of first, second and value, and their type. Under `lock`.
+Make = Callable[[Kind, Sequence[int], Shapes, np.dtype], Plan]
 
 
 def lowerings(target: str, integers: Callable[[Any], Sequence[int]]) -> tuple[Any, Any]:
@@ -49,7 +49,7 @@ def register(target: str, make: Make) -> None:
 
     def prepare(
         arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
-    ) -> xla_handlers.Run:
+    ) -> Plan:
         if numbers[0] == BOTH_GRADIENTS:
             return _gradients(make, arguments, results, numbers[1:])
         return _one(make, Kind(numbers[0]), [*arguments, *results], numbers[1:])
@@ -57,27 +57,20 @@ def register(target: str, make: Make) -> None:
     xla_handlers.register(target, prepare)
 
 
-def _one(
-    make: Make, kind: Kind, arrays: Sequence[Array], numbers: Sequence[int]
-) -> xla_handlers.Run:
+def _one(make: Make, kind: Kind, arrays: Sequence[Array], numbers: Sequence[int]) -> Plan:
     """Computes one kind, of both operands and the result.
 
     Raises:
         ValueError: there are more or fewer, or they are not of one type.
     """
     of = dict(zip(PLACES[kind], arrays, strict=True))
-    (compute,) = _made(make, [kind], [of[place] for place in range(3)], numbers)
-
-    def run(addresses: Sequence[int]) -> None:
-        with onednn.lock:
-            compute(addresses)
-
-    return run
+    (plan,) = _made(make, [kind], [of[place] for place in range(3)], numbers)
+    return plan
 
 
 def _gradients(
     make: Make, arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
-) -> xla_handlers.Run:
+) -> Plan:
     """Computes both, of first, second and the value's gradient.
 
     Raises:
@@ -87,20 +80,16 @@ def _gradients(
         gradient.check(*array)
     kinds = [Kind.FIRST_GRADIENT, Kind.SECOND_GRADIENT]
     of_first, of_second = _made(make, kinds, arguments, numbers)
-
-    def run(addresses: Sequence[int]) -> None:
-        first, second, dvalue, dfirst, dsecond = addresses
-        with onednn.lock:
-            of_second((first, dvalue, dsecond))
-            # Last, for the caches: what comes next reads it.
-            of_first((second, dvalue, dfirst))
-
-    return run
+    first, second, dvalue, dfirst, dsecond = range(5)
+    calls = [call.of((first, dvalue, dsecond)) for call in of_second.calls]
+    # Last, for the caches: what comes next reads it.
+    calls += [call.of((second, dvalue, dfirst)) for call in of_first.calls]
+    return Plan(calls, max(of_first.working, of_second.working))
 
 
 def _made(
     make: Make, kinds: Sequence[Kind], arrays: Sequence[Array], numbers: Sequence[int]
-) -> list[xla_handlers.Run]:
+) -> list[Plan]:
     """What computes each kind, for first, second and value; takes `lock`."""
     dtype = arrays[0].dtype
     for array in arrays:

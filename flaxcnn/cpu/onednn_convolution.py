@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxcnn.cpu import onednn, onednn_bilinear, onednn_choice
-from flaxcnn.cpu.onednn import Argument, Made, Query, Reorder, Step, Type
-from flaxcnn.cpu.xla_handlers import Run
+from flaxcnn.cpu.onednn import Argument, Made, Query, Type
+from flaxcnn.cpu.plans import Call, Computation, Plan, Reorder, rounded
 from flaxcnn.operators.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
 
 TARGET = "flaxcnn_onednn_convolution"
@@ -73,10 +73,6 @@ def _by_xla(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
     )
 
 
-def _make(kind: Kind, numbers: Sequence[int], shapes: Shapes, dtype: Any) -> Run:
-    return _Primitive(kind, Geometry.from_numbers(numbers), shapes, dtype).run
-
-
 _of_one, _of_gradients = onednn_bilinear.lowerings(TARGET, Geometry.as_numbers)
 _TYPES = (jnp.float32, jnp.bfloat16)
 _convolution = Bilinear("onednn_convolution", _by_xla, _TYPES)
@@ -85,7 +81,6 @@ _convolution.on_cpu(_of_one, _of_gradients)
 # efficientnet_b0's step, batch 8, in one call: 1.04 to 1.06 of the time.
 _depthwise = Bilinear("onednn_convolution_depthwise", _by_xla, _TYPES)
 _depthwise.on_cpu(_of_one)
-onednn_bilinear.register(TARGET, _make)
 
 
 # ------------------------------------------------------------------------------------- by oneDNN
@@ -99,61 +94,45 @@ _ARGUMENTS = {
 Layouts = tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]  # images, kernel, outputs
 
 
-class _Primitive:
-    """One convolution, and the kernel's way to the layout that the library wants and back.
+def _plan(kind: Kind, numbers: Sequence[int], shapes: Shapes, dtype: Any) -> Plan:
+    """One convolution, and the kernel's way to the layout that the library wants or back from it.
 
     Raises:
         RuntimeError: the library cannot do this.
     """
+    geometry = Geometry.from_numbers(numbers)
+    images, kernel, outputs = shapes
+    of = Type.of(dtype)
+    made = Made()
+    library = made.library
+    ours = made.layout(*kernel_layout(kernel, geometry.groups), of)
+    layouts = (
+        made.layout(*image_layout(images), of),
+        made.any_layout(kernel_layout(kernel, geometry.groups)[0], of),
+        made.layout(*image_layout(outputs), of),
+    )
+    describe = partial(_describe, made, kind, geometry, layouts)
+    description = onednn_choice.fastest(library, describe, kind, kernel, outputs, geometry.groups)
+    of_gradient = kind is Kind.SECOND_GRADIENT
+    wanted = library.chosen_layout(
+        description, Query.WEIGHTS_GRADIENT if of_gradient else Query.WEIGHTS
+    )
+    parts = list(zip(_ARGUMENTS[kind], (layouts[0], wanted, layouts[2]), strict=True))
+    order = PLACES[kind]
+    convolution = Computation(made, description, [parts[place] for place in order])
+    if library.equal(wanted, ours):
+        return Plan([Call(convolution, (0, 1, 2))])
+    behind = rounded(convolution.working)  # its memory for work
+    kernel_at = order.index(1)
+    call = Call(convolution, [~behind if at == kernel_at else at for at in range(3)])
+    if of_gradient:
+        calls = [call, Call(Reorder(made, wanted, ours), (~behind, kernel_at))]
+    else:
+        calls = [Call(Reorder(made, ours, wanted), (kernel_at, ~behind)), call]
+    return Plan(calls, behind + library.size(wanted))
 
-    def __init__(self, kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> None:
-        images, kernel, outputs = shapes
-        of = Type.of(dtype)
-        made = Made()
-        library = made.library
-        ours = made.layout(*kernel_layout(kernel, geometry.groups), of)
-        layouts = (
-            made.layout(*image_layout(images), of),
-            made.any_layout(kernel_layout(kernel, geometry.groups)[0], of),
-            made.layout(*image_layout(outputs), of),
-        )
-        describe = partial(_describe, made, kind, geometry, layouts)
-        description = onednn_choice.fastest(
-            library, describe, kind, kernel, outputs, geometry.groups
-        )
-        of_gradient = kind is Kind.SECOND_GRADIENT
-        wanted = library.chosen_layout(
-            description, Query.WEIGHTS_GRADIENT if of_gradient else Query.WEIGHTS
-        )
-        parts = list(zip(_ARGUMENTS[kind], (layouts[0], wanted, layouts[2]), strict=True))
-        places = PLACES[kind]
-        self._step = Step(made, description, [parts[place] for place in places])
-        self._kernel_at = places.index(1)
-        self._before: Reorder | None = None
-        self._after: Reorder | None = None
-        self._working_size = self._step.scratchpad_size
-        if library.equal(wanted, ours):
-            return
-        self._working_size += onednn.PAGE + library.size(wanted)
-        if of_gradient:
-            self._after = made.reorder(wanted, ours)
-        else:
-            self._before = made.reorder(ours, wanted)
 
-    def run(self, addresses: Sequence[int]) -> None:
-        """In place, of both operands and the result, under `lock`."""
-        working = onednn.workspace(self._working_size)
-        if self._before is None and self._after is None:
-            self._step.run_within(addresses, working)
-            return
-        kernel, places = addresses[self._kernel_at], list(addresses)
-        wanted = onednn.rounded(working + self._step.scratchpad_size)
-        places[self._kernel_at] = wanted
-        if self._before is not None:
-            self._before.run(kernel, wanted)
-        self._step.run_within(places, working)
-        if self._after is not None:
-            self._after.run(wanted, kernel)
+onednn_bilinear.register(TARGET, _plan)
 
 
 def _describe(made: Made, kind: Kind, geometry: Geometry, layouts: Layouts) -> ctypes.c_void_p:

@@ -20,8 +20,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from flaxcnn.cpu import onednn, onednn_choice, xla_handlers
-from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
+from flaxcnn.cpu.onednn import Argument, Made, Query, Type
 from flaxcnn.cpu.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
+from flaxcnn.cpu.plans import Addresses, Call, Check, Computation, Plan, Reorder, Sure
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.operators.bilinear import Kind, Shape
 from flaxcnn.operators.kernel_groups import merge_groups
@@ -95,9 +96,7 @@ def _lower(ctx: Any, *operands: Any, layer: Layer) -> Any:
     return lower(ctx, *operands, numbers=np.array(layer.as_numbers(), np.int64))
 
 
-def _prepare(
-    arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
-) -> xla_handlers.Run:
+def _prepare(arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]) -> Plan:
     inputs, kernel, *others = arguments
     (result,) = results
     layer = Layer.from_numbers(numbers, inputs.shape, result.shape, inputs.dtype)
@@ -109,16 +108,21 @@ def _prepare(
     residual = others[layer.bias :]
     for array in (result, *residual):
         array.check(result.shape, layer.dtype)
+    operands, outputs_at = range(2 + layer.bias), len(arguments)
+    call = Call(primitive.computation, (*operands, outputs_at))
     if not layer.residual:
-        return primitive.step.run
+        return Plan([call])
+    residual_at = outputs_at - 1
 
-    def run(addresses: Sequence[int]) -> None:
-        *operands, residual_at, outputs_at = addresses
-        if residual_at != outputs_at:
-            raise ValueError("what is added is not where the sum goes; compile the program here")
-        primitive.step.run([*operands, outputs_at])
+    def in_one_place(addresses: Addresses) -> bool:
+        return addresses[residual_at] == addresses[outputs_at]
 
-    return run
+    in_place = Check(Sure.SAME, residual_at, outputs_at, 0, in_one_place)
+    return Plan([call], before=[in_place], otherwise=_refuse)
+
+
+def _refuse(_: Addresses) -> None:
+    raise ValueError("what is added is not where the sum goes; compile the program here")
 
 
 # Of inputs, the packed kernel, and as the layer has them bias and residual. No derivatives.
@@ -146,7 +150,8 @@ def pack(layer: Layer, kernel: np.ndarray) -> np.ndarray:
             kernel = np.asarray(merge_groups(jnp.asarray(kernel), groups, merged))
     ours = np.ascontiguousarray(kernel, layer.dtype)
     with onednn.lock:
-        return _primitive(layer).pack(ours)
+        primitive = _primitive(layer)
+    return primitive.pack(ours)
 
 
 class _Primitive:
@@ -163,14 +168,14 @@ class _Primitive:
         if bias is not None:
             parts.append((Argument.BIAS, bias))
         # Of inputs, kernel, bias and outputs. Where a residual is added, it lies in the outputs.
-        self.step = Step(made, description, [*parts, (Argument.TARGET, outputs)])
+        self.computation = Computation(made, description, [*parts, (Argument.TARGET, outputs)])
         self._dtype = layer.dtype
         self.kernel_size = library.size(wanted) // layer.dtype.itemsize  # elements, packed
-        self._to_wanted = made.reorder(ours, wanted)
+        self._to_wanted = Plan([Call(Reorder(made, ours, wanted), (0, 1))])
 
     def pack(self, kernel: np.ndarray) -> np.ndarray:
         packed = np.zeros(self.kernel_size, self._dtype)
-        self._to_wanted.run(kernel.ctypes.data, packed.ctypes.data)
+        self._to_wanted.make_calls((kernel.ctypes.data, packed.ctypes.data))
         return packed
 
 

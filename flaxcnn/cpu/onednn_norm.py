@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.cpu import onednn, xla_handlers
-from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
+from flaxcnn.cpu.onednn import Argument, Made, Query, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
+from flaxcnn.cpu.plans import Addresses, Check, Plan, Sure, in_order
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.operators.bilinear import Shape
 from flaxcnn.operators.moments import by_statistics, statistics
@@ -85,28 +86,33 @@ def _norm_of(arguments: Sequence[Array], numbers: Sequence[int]) -> "_Norm":
 
 def _prepare_value(
     arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
-) -> xla_handlers.Run:
+) -> Plan:
     norm = _norm_of(arguments, numbers)
     x, scale, bias, *given = arguments
     y, *found = results
     mean, var = given or found[:2]
     norm.check([x, y], [scale, bias, mean, var], results[1 if given else 3 :])
-    step = norm.by_statistics if given else norm.value
     y_at, channels_at = (5, (1, 2, 3, 4)) if given else (3, (1, 2, 4, 5))
 
-    def run(addresses: Sequence[int]) -> None:
-        step.run(addresses)
-        channels = [scale.at(addresses[at]) for at in channels_at]
-        if not _finite(*channels):
-            _spread_nan(y.at(addresses[y_at]), channels)
+    def spread(addresses: Addresses) -> None:
+        _spread_nan(y.at(addresses[y_at]), [scale.at(addresses[at]) for at in channels_at])
 
-    return run
+    return Plan(
+        [norm.by_statistics if given else norm.value],
+        after=[_finite(channels_at[:2], scale), _finite(channels_at[2:], scale)],
+        otherwise=spread,
+    )
 
 
-def _finite(scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray) -> bool:
-    """Whether all are, if no product of two of them is too large; else False."""
-    with np.errstate(all="ignore"):
-        return math.isfinite(np.dot(scale, bias) + np.dot(mean, var))
+def _finite(places: Sequence[int], like: Array) -> Check:
+    """That all of both are, if no product of two of them is too large; else it does not hold."""
+    first, second = places
+
+    def holds(addresses: Addresses) -> bool:
+        with np.errstate(all="ignore"):
+            return math.isfinite(np.dot(like.at(addresses[first]), like.at(addresses[second])))
+
+    return Check(Sure.FINITE, first, second, math.prod(like.shape), holds)
 
 
 def _spread_nan(y: np.ndarray, channels: Sequence[np.ndarray]) -> None:
@@ -120,11 +126,11 @@ def _spread_nan(y: np.ndarray, channels: Sequence[np.ndarray]) -> None:
 
 def _prepare_gradient(
     arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
-) -> xla_handlers.Run:
+) -> Plan:
     norm = _norm_of(arguments, numbers)
     dy, x, scale, mean, var, *signs = arguments
     norm.check([dy, x, results[0]], [scale, mean, var, *results[1:]], signs)
-    return norm.gradient.run
+    return Plan([norm.gradient])
 
 
 xla_handlers.register(_VALUE, _prepare_value)
@@ -171,9 +177,9 @@ class _Norm:
         operands = [(Argument.SOURCE, x), (Argument.SCALE, channel), (Argument.SHIFT, channel)]
         target = (Argument.TARGET, x)
         # In the order in which JAX has operands and results.
-        self.value = Step(made, forward, [*operands, target, *statistics, *signs])
-        self.by_statistics = Step(made, given, [*operands, *statistics, target, *signs])
-        self.gradient = Step(
+        self.value = in_order(made, forward, [*operands, target, *statistics, *signs])
+        self.by_statistics = in_order(made, given, [*operands, *statistics, target, *signs])
+        self.gradient = in_order(
             made,
             gradient,
             [

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.cpu import onednn, xla_handlers
-from flaxcnn.cpu.onednn import Argument, Made, Query, Step, Type
+from flaxcnn.cpu.onednn import Argument, Made, Query, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
+from flaxcnn.cpu.plans import Addresses, Check, Plan, Sure, in_order
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.operators.bilinear import Shape
 from flaxcnn.operators.max_places import Windows
@@ -62,25 +63,24 @@ def _windows(numbers: Sequence[int]) -> Windows:
 
 def _prepare_maxima(
     arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
-) -> xla_handlers.Run:
+) -> Plan:
     (x,), (y, place) = arguments, results
     pool = _pool_of(x, y, place, numbers)
 
-    def run(addresses: Sequence[int]) -> None:
-        image = x.at(addresses[0])
-        if _usual(image):
-            pool.maxima.run(addresses)
-        else:
-            _by_numpy(image, y.at(addresses[1]), place.at(addresses[2]), pool.windows)
+    def by_numpy(addresses: Addresses) -> None:
+        image_at, y_at, place_at = addresses
+        _by_numpy(x.at(image_at), y.at(y_at), place.at(place_at), pool.windows)
 
-    return run
+    sure = Sure.USUAL_FLOAT32 if x.dtype == np.float32 else Sure.USUAL_BFLOAT16
+    usual = Check(sure, 0, 0, math.prod(x.shape), lambda addresses: _usual(x.at(addresses[0])))
+    return Plan([pool.maxima], before=[usual], otherwise=by_numpy)
 
 
 def _prepare_at_places(
     arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
-) -> xla_handlers.Run:
+) -> Plan:
     (place, y), (image,) = arguments, results
-    return _pool_of(image, y, place, numbers).at_places.run
+    return Plan([_pool_of(image, y, place, numbers).at_places])
 
 
 def _pool_of(image: Array, y: Array, place: Array, numbers: Sequence[int]) -> "_Pool":
@@ -149,12 +149,12 @@ class _Pool:
         if made.library.size(places) != math.prod(pooled):
             raise RuntimeError("oneDNN keeps the places of a max pool otherwise than in bytes")
         # In the order in which JAX has operands and results.
-        self.maxima = Step(
+        self.maxima = in_order(
             made,
             training,
             [(Argument.SOURCE, x), (Argument.TARGET, y), (Argument.WORKSPACE, places)],
         )
-        self.at_places = Step(
+        self.at_places = in_order(
             made,
             gradient,
             [

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from flaxcnn.cpu import onednn_bilinear
-from flaxcnn.cpu.onednn import Argument, Made, Step, Type
-from flaxcnn.cpu.xla_handlers import Run
+from flaxcnn.cpu.onednn import Argument, Made, Type
+from flaxcnn.cpu.plans import Plan, in_order
 from flaxcnn.operators.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
 
 TARGET = "flaxcnn_onednn_product"
@@ -35,7 +35,7 @@ _FACTORS = {
 }
 
 
-def _make(kind: Kind, numbers: Sequence[int], shapes: Shapes, dtype: Any) -> Run:
+def _plan(kind: Kind, numbers: Sequence[int], shapes: Shapes, dtype: Any) -> Plan:
     if numbers:
         raise ValueError(f"a product is made with no numbers, not {len(numbers)}")
     factors, turned = _FACTORS[kind]
@@ -53,7 +53,7 @@ def _make(kind: Kind, numbers: Sequence[int], shapes: Shapes, dtype: Any) -> Run
     names = (Argument.SOURCE, Argument.WEIGHTS, Argument.TARGET)
     arguments = dict(zip(factors, names, strict=True))
     parts = [(arguments[place], layouts[place]) for place in PLACES[kind]]
-    return Step(made, description, parts).run_under_lock
+    return Plan([in_order(made, description, parts)])
 
 
 def _layout(shape: Shape, turned: bool) -> tuple[Shape, Shape]:
@@ -64,4 +64,4 @@ def _layout(shape: Shape, turned: bool) -> tuple[Shape, Shape]:
 
 _product = Bilinear("onednn_product", _by_xla, (jnp.bfloat16,))
 _product.on_cpu(*onednn_bilinear.lowerings(TARGET, integers=lambda _: ()))
-onednn_bilinear.register(TARGET, _make)
+onednn_bilinear.register(TARGET, _plan)

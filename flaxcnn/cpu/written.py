@@ -15,6 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from flaxcnn.cpu import onednn, xla_handlers
+from flaxcnn.cpu.plans import Plan
 from flaxcnn.operators.primitives import explicitly_sharded
 
 _TARGET = "flaxcnn_written"
@@ -35,8 +36,8 @@ def _lower(ctx: Any, x: Any) -> Any:
     return lower(ctx, x, numbers=np.zeros(1, np.int64))
 
 
-def _prepare(*_: Any) -> xla_handlers.Run:
-    return lambda _: None  # nothing is left to do
+def _prepare(*_: Any) -> Plan:
+    return Plan([])  # nothing is left to do
 
 
 _primitive = Primitive("written")

@@ -18,6 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcnn.cpu import repeats
+from flaxcnn.cpu.plans import Plan
+
 _METADATA = 1  # XLA_FFI_Extension_Metadata
 _INTERNAL = 13  # XLA_FFI_Error_Code_INTERNAL
 # XLA_FFI_DataType
@@ -77,12 +80,15 @@ def register(name: str, prepare: Prepare) -> None:
                     known.clear()
                 run = known[key] = prepare(*_described(key))
             run(addresses)
+            if isinstance(run, Plan):
+                repeats.repeat(target, frame, run)
         except BaseException as error:  # KeyboardInterrupt too: no answer would be a success
             return _error(_frame(frame), f"{name}: {type(error).__name__}: {error}")
         return None
 
-    handler = _HANDLER(handle)
-    _handlers.append(handler)
+    target, by_python = len(_handlers), _HANDLER(handle)
+    handler = repeats.handler_for(target, by_python)
+    _handlers.append((by_python, handler))
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
 
 
