@@ -1,4 +1,4 @@
-"""Compiles `flaxcnn/cpu/repeats.c` beside its source, where oneDNN is installed and `cc` is found.
+"""Compiles `flaxcnn/cpu/repeats.c` beside its source, on what oneDNN's wheel is built for.
 
 Without a compiler the package is complete too: Python does what is compiled, and takes longer.
 """
@@ -15,7 +15,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_FLAGS = ["-O3", "-std=c11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
+_FLAGS = ["-O3", "-std=c11", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"]
+_SHARED = ["-fPIC", "-shared", "-pthread"]
 
 
 class Compiling(BuildHookInterface):
@@ -26,21 +27,19 @@ class Compiling(BuildHookInterface):
             return
         source = Path(self.root, "flaxcnn", "cpu", "repeats.c")
         compiled = source.with_name("librepeats.so")
-        unfinished = compiled.with_suffix(f".{os.getpid()}")
+        compiled.unlink(missing_ok=True)  # it may be of another version
+        unfinished = source.with_name(f"librepeats.{os.getpid()}.so")
         checksum = f"-DSOURCE_CHECKSUM={zlib.crc32(source.read_bytes())}u"
-        compiler = shlex.split(os.environ.get("CC", "cc"))
+        files = [str(source), "-o", str(unfinished)]
         try:
-            subprocess.run(
-                [*compiler, *_FLAGS, checksum, str(source), "-o", str(unfinished)],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-        except (OSError, subprocess.CalledProcessError) as error:
+            compiler = shlex.split(os.environ.get("CC", "cc"))
+            command = [*compiler, *_FLAGS, *_SHARED, checksum, *files]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", None) or error
             self.app.display_warning(f"not compiled, which costs speed: {source.name}: {said}")
             return
-        os.replace(unfinished, compiled)  # a process may have the one before
+        unfinished.replace(compiled)
         build_data["artifacts"].append(f"/{compiled.relative_to(self.root)}")
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_')}"

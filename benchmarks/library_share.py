@@ -27,7 +27,6 @@ class Clock:
 
     def watch(self) -> None:
         """From now on, for good; before anything is compiled."""
-        repeats.switch_off()
         library: Any = onednn.library()
         library.execute = self._timed("computing", library.execute)
         library.execute_quickly = self._timed("reordering", library.execute_quickly)
@@ -56,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_folders(options.csv)
     clock = Clock()
     clock.watch()
+    with repeats.switched_off():
+        measure(options, clock)
+
+
+def measure(options: argparse.Namespace, clock: Clock) -> None:
+    """As `main` says."""
     rows: list[dict[str, Any]] = []
     for arch in options.arch:
         size, images = options.image_size, options.batch_size

@@ -5,7 +5,9 @@
 `import flaxcnn` and `import flax.linen` take turns, each in a process of its own, the interpreter's
 start included. Then `python -m train.main --steps=1` of each `--arch` on digits, cold, with an
 empty compilation cache, and again with what that left there (`JAX_COMPILATION_CACHE_DIR`): the
-whole process, evaluation of 360 images included. Files are in the page cache for all.
+whole process, evaluation of 360 images included. Files are in the page cache for all. And of each
+`--trace` what JAX takes to trace the trainer's step, which each start waits for, here and in linen
+as everybody writes it (`FLAXCNN_PLAIN_CONVOLUTION=1`).
 """
 
 import argparse
@@ -65,6 +67,26 @@ def first_step_times(arch: str, rounds: int) -> dict[str, list[float]]:
     return times
 
 
+def tracing_times(arch: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of tracing, of rounds in turns, each in a process of its own."""
+    environments = {
+        f"{arch}, tracing a step": {},
+        f"{arch}, tracing a step, plain linen": {"FLAXCNN_PLAIN_CONVOLUTION": "1"},
+    }
+    command = f"from benchmarks import workloads as w; print(w.seconds_to_trace({arch!r}, 64, 8))"
+    times: dict[str, list[float]] = {name: [] for name in environments}
+    for _ in range(rounds):
+        for name, environment in environments.items():
+            answer = subprocess.run(
+                [sys.executable, "-c", command],
+                check=True,
+                stdout=subprocess.PIPE,
+                env={**os.environ, **environment},
+            )
+            times[name].append(float(answer.stdout))
+    return times
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints medians and ranges; writes one row for each process to `--csv`."""
     parser = argparse.ArgumentParser(
@@ -73,7 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--arch", nargs="*", default=["resnet18", "vgg16"], help="networks (resnet18 vgg16)"
     )
-    parser.add_argument("--rounds", type=int, default=9, help="imports of each (9)")
+    parser.add_argument(
+        "--trace",
+        nargs="*",
+        default=["resnet50", "googlenet", "efficientnet_b0"],
+        help="networks (resnet50 googlenet efficientnet_b0)",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="imports, tracings of each (9)")
     parser.add_argument("--runs", type=int, default=3, help="pairs of first steps of each (3)")
     parser.add_argument("--csv", type=Path, help="file to write the rows to")
     options = parser.parse_args(arguments)
@@ -85,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     for arch in options.arch:
         times |= first_step_times(arch, options.runs)
+    for arch in options.trace:
+        times |= tracing_times(arch, options.rounds)
     for name, seconds in times.items():
         print(
             f"{name}: {statistics.median(seconds):.2f} s "

@@ -128,6 +128,27 @@ def training_program(
     device: jax.Device | None = None,
 ) -> Any:
     """The compiled step of `training` on one device, the first if none is given, from shapes."""
+    step, *shapes = _training_shapes(arch, image_size, batch_size, num_classes, precision, device)
+    return _compiled(step, *shapes)[0]
+
+
+def seconds_to_trace(arch: str, image_size: int, batch_size: int) -> float:
+    """What JAX takes to trace the step of `training`, in float32, before it compiles anything."""
+    step, *shapes = _training_shapes(arch, image_size, batch_size, 1000, "float32", None)
+    started = time.perf_counter()
+    step.trace(*shapes)
+    return time.perf_counter() - started
+
+
+def _training_shapes(
+    arch: str,
+    image_size: int,
+    batch_size: int,
+    num_classes: int,
+    precision: Precision,
+    device: jax.Device | None,
+) -> tuple[Any, Any, Any]:
+    """The step of `training` on one device, and the shapes of its state and of its batch."""
     _prepare(precision)
     plan = plan_for(arch, image_size, batch_size, num_classes, precision)
     model = state.create_model(plan, 1)
@@ -140,7 +161,7 @@ def training_program(
         "stop": jax.ShapeDtypeStruct((1,), jnp.bool_),
     }
     devices = [device] if device else _devices(1)
-    return _compiled(_train_step(model, optimiser, plan, devices), current, batch)[0]
+    return _train_step(model, optimiser, plan, devices), current, batch
 
 
 def prediction(

@@ -3,7 +3,7 @@
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,11 @@ import flaxcnn
 from flaxcnn import pooling
 from flaxcnn.convolution import conv_general_dilated
 from flaxcnn.cpu import repeats, xla_handlers
-from flaxcnn.cpu.plans import Addresses, Check, Plan, Sure
+from flaxcnn.cpu.plans import Addresses, Check, Condition, Plan
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.normalisation import normalised
 
-if repeats.library() is None:
+if repeats.compiled() is None:
     pytest.skip("no C compiler when flaxcnn was installed", allow_module_level=True)
 
 
@@ -36,14 +36,6 @@ def by_python(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(xla_handlers, "_read", count)
     return calls
-
-
-@pytest.fixture
-def switched_off() -> Iterator[None]:
-    """Until the test switches on; what Python has by then is not yet handed over."""
-    repeats.switch_off()
-    yield
-    repeats.switch_off(False)
 
 
 def assert_same(found: Any, wanted: Any) -> None:
@@ -84,25 +76,26 @@ def pools(x: jax.Array, kernel: jax.Array) -> Any:
 PROGRAMS = [convolutions, norms, pools]
 
 
-def operands(seed: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def operands(seed: int, dtype: Any, size: int) -> tuple[jax.Array, jax.Array]:
+    """Of a size for each test, so that none finds what another has had prepared."""
     rng = np.random.default_rng(seed)
-    x, kernel = rng.normal(size=(2, 19, 13, 16)), rng.normal(size=(3, 3, 16, 16))
+    x, kernel = rng.normal(size=(2, size, 13, 16)), rng.normal(size=(3, 3, 16, 16))
     return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_same_without_python(
-    program: Callable[..., Any], dtype: Any, by_python: list[int], switched_off: None
+    program: Callable[..., Any], dtype: Any, by_python: list[int]
 ) -> None:
     """To the last bit, of other values than those that Python had."""
     skip_unless_computed(dtype)
-    inputs = [operands(seed, dtype) for seed in range(3)]
+    inputs = [operands(seed, dtype, 18) for seed in range(3)]
     function = jax.jit(program)
-    wanted = [jax.device_get(function(*of)) for of in inputs]
+    with repeats.switched_off():
+        wanted = [jax.device_get(function(*of)) for of in inputs]
     each = len(by_python) // 3
     assert len(by_python) == 3 * each > 0
-    repeats.switch_off(False)
     for of, result in zip(inputs, wanted, strict=True):
         assert_same(jax.device_get(function(*of)), result)
     assert len(by_python) == 4 * each  # the first of each is handed over
@@ -128,7 +121,7 @@ def test_a_network_without_python(by_python: list[int]) -> None:
 
 def test_what_differs_in_numbers_or_sizes_alone(by_python: list[int]) -> None:
     """Calls of the same arrays by other numbers, and of other arrays of the same sizes."""
-    x, kernel = operands(0, jnp.float32)
+    x, kernel = operands(0, jnp.float32, 19)
     cases = [
         (shape, pad, dilation)
         for shape in ((2, 19, 13, 16), (2, 13, 19, 16), (1, 26, 19, 16))
@@ -160,15 +153,15 @@ def test_what_differs_in_numbers_or_sizes_alone(by_python: list[int]) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, "least"])
 @pytest.mark.parametrize("program", [norms, pools])
 def test_what_is_not_usual_is_pythons(
-    program: Callable[..., Any], value: Any, dtype: Any, by_python: list[int], switched_off: None
+    program: Callable[..., Any], value: Any, dtype: Any, by_python: list[int]
 ) -> None:
     skip_unless_computed(dtype)
-    x, kernel = operands(0, dtype)
+    x, kernel = operands(0, dtype, 20)
     value = jnp.finfo(dtype).min if value == "least" else value
     strange = x.at[1, 7, 5, 3].set(value)
     function = jax.jit(program)
-    wanted = jax.device_get(function(strange, kernel))
-    repeats.switch_off(False)
+    with repeats.switched_off():
+        wanted = jax.device_get(function(strange, kernel))
     for _ in range(2):
         jax.block_until_ready(function(x, kernel))
     del by_python[:]
@@ -188,22 +181,24 @@ class Checked:
         self, arguments: Sequence[Array], results: Sequence[Array], numbers: Sequence[int]
     ) -> Plan:
         del results
-        sure, elements = Sure(numbers[0]), int(np.prod(arguments[0].shape))
+        condition, elements = Condition(numbers[0]), int(np.prod(arguments[0].shape))
         second = min(1, len(arguments) - 1)
         return Plan(
-            [], before=[Check(sure, 0, second, elements, lambda _: False)], otherwise=self._fail
+            [],
+            before=[Check(condition, 0, second, elements, lambda _: False)],
+            otherwise=self._fail,
         )
 
     def _fail(self, _: Addresses) -> None:
         self.failed += 1
 
-    def holds(self, sure: Sure, *arrays: np.ndarray) -> bool:
+    def holds(self, condition: Condition, *arrays: np.ndarray) -> bool:
         result = jax.ShapeDtypeStruct((1,), jnp.float32)
         call = jax.ffi.ffi_call("flaxcnn_test_checked", result)
 
         def check() -> int:
             operands = [jnp.asarray(a) for a in arrays]
-            jax.block_until_ready(call(*operands, numbers=np.array([sure], np.int64)))
+            jax.block_until_ready(call(*operands, numbers=np.array([condition], np.int64)))
             return self.failed
 
         check()  # hands it over
@@ -215,32 +210,32 @@ def test_checks() -> None:
     """As NumPy has it, at each place of an array of odd size."""
     checked = Checked()
     rng = np.random.default_rng(0)
-    for dtype, sure in (
-        (np.dtype(np.float32), Sure.USUAL_FLOAT32),
-        (np.dtype(jnp.bfloat16), Sure.USUAL_BFLOAT16),
+    for dtype, condition in (
+        (np.dtype(np.float32), Condition.USUAL_FLOAT32),
+        (np.dtype(jnp.bfloat16), Condition.USUAL_BFLOAT16),
     ):
         least = jnp.finfo(dtype).min
         usual = [np.inf, 0.0, -0.0, jnp.finfo(dtype).max, jnp.finfo(dtype).tiny]
         for value in [*usual, np.nextafter(least, np.array(0, dtype))]:
             x = rng.normal(size=37).astype(dtype)
             x[rng.integers(37)] = value
-            assert checked.holds(sure, x), value
+            assert checked.holds(condition, x), value
         nan = np.array(np.nan, dtype)
         for place in (0, 17, 36):
             for value in (nan, -nan, -np.inf, least):
                 x = rng.normal(size=37).astype(dtype)
                 x[place] = value
-                assert not checked.holds(sure, x), (value, place)
+                assert not checked.holds(condition, x), (value, place)
     ones = np.ones(37, np.float32)
-    assert checked.holds(Sure.FINITE, ones, 1e30 * ones)
-    assert not checked.holds(Sure.FINITE, 1e30 * ones, 1e30 * ones)
+    assert checked.holds(Condition.FINITE, ones, 1e30 * ones)
+    assert not checked.holds(Condition.FINITE, 1e30 * ones, 1e30 * ones)
     for place in (0, 36):
         for value in (np.nan, np.inf):
             x = ones.copy()
             x[place] = value
-            assert not checked.holds(Sure.FINITE, x, ones)
-            assert not checked.holds(Sure.FINITE, ones, x)
-    assert not checked.holds(Sure.SAME, ones, ones)
+            assert not checked.holds(Condition.FINITE, x, ones)
+            assert not checked.holds(Condition.FINITE, ones, x)
+    assert not checked.holds(Condition.SAME, ones, ones)
 
 
 def test_calls_of_another_name() -> None:
@@ -249,7 +244,7 @@ def test_calls_of_another_name() -> None:
     for name in ("flaxcnn_test_one", "flaxcnn_test_another"):
 
         def prepare(*_: Any, name: str = name) -> Plan:
-            check = Check(Sure.SAME, 0, 1, 0, lambda _: False)
+            check = Check(Condition.SAME, 0, 1, 0, lambda _: False)
             return Plan([], before=[check], otherwise=lambda _: answered.append(name))
 
         xla_handlers.register(name, prepare if answered else lambda *_: Plan([]))
@@ -261,7 +256,7 @@ def test_calls_of_another_name() -> None:
 
 
 def test_a_refusal_is_the_programs_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, kernel = operands(0, jnp.float32)
+    x, kernel = operands(0, jnp.float32, 30)
     plans: list[Plan] = []
     hand_over = repeats.repeat
 
@@ -277,19 +272,19 @@ def test_a_refusal_is_the_programs_error(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     wanted = jax.device_get(program(x, kernel))
     (plan,) = plans
-    primitive = plan.words[4]
-    plan.words[4] = 0
+    primitive = plan.words[5]
+    plan.words[5] = 0
     errors = (jax.errors.JaxRuntimeError, ValueError)  # as JAX calls a program that it has
-    with pytest.raises(errors, match="refused a call that it took before"):
+    with pytest.raises(errors, match="oneDNN answered 2 to a call that it took before"):
         jax.block_until_ready(program(x, kernel))
-    plan.words[4] = primitive
+    plan.words[5] = primitive
     assert_same(jax.device_get(program(x, kernel)), wanted)
 
 
 # ------------------------------------------------------------------------------ what is not there
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setattr(repeats, "COMPILED", tmp_path / "librepeats.so")
-    assert repeats._library.__wrapped__() is None
+    assert repeats.compiled.__wrapped__() is None
 
 
 def test_of_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
@@ -298,7 +293,7 @@ def test_of_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.P
     changed.write_text(repeats.SOURCE.read_text() + "\n")
     monkeypatch.setattr(repeats, "SOURCE", changed)
     with pytest.warns(UserWarning, match=r"is not of repeats\.c: install flaxcnn again"):
-        assert repeats._library.__wrapped__() is None
+        assert repeats.compiled.__wrapped__() is None
 
 
 FULL = """
@@ -308,7 +303,7 @@ from flaxcnn.convolution import conv_general_dilated
 from flaxcnn.cpu import onednn_bilinear, repeats, xla_handlers as handlers
 from flaxcnn.cpu.plans import Plan
 
-plan, compiled = Plan([]), repeats.library()
+plan, compiled = Plan([]), repeats.compiled()
 number = ctypes.c_int64()
 array = handlers._Array(0, 1, ctypes.pointer(number))
 items = (ctypes.c_void_p * 1)(ctypes.addressof(array))

@@ -62,7 +62,11 @@ def startup() -> str:
 
 
 # The last word of what began -> the text that, replaced by the other, gives what to compare with.
-_PAIRS_OF_STARTS = {"import flaxcnn": ("flaxcnn", "flax.linen"), "cached": ("cached", "cold")}
+_PAIRS_OF_STARTS = {
+    "import flaxcnn": ("flaxcnn", "flax.linen"),
+    "cached": ("cached", "cold"),
+    "tracing a step": ("a step", "a step, plain linen"),
+}
 
 
 def loader() -> str:

@@ -158,7 +158,7 @@ class Library:
             for execute in (self.execute, self.execute_quickly):
                 execute.argtypes = (pointer, pointer, ctypes.c_int, pointer)
             threads = (self._threads, self._set_threads)
-            repeats.use(self.place, self.execute, *threads, self.stream)
+            repeats.use(self.place, self.execute, *threads)
 
     def _has(self, instructions: int) -> bool:
         return int(self._quick.dnnl_get_effective_cpu_isa()) & instructions == instructions

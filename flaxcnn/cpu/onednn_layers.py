@@ -22,7 +22,7 @@ from jax.interpreters import mlir
 from flaxcnn.cpu import onednn, onednn_choice, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Type
 from flaxcnn.cpu.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
-from flaxcnn.cpu.plans import Addresses, Call, Check, Computation, Plan, Reorder, Sure
+from flaxcnn.cpu.plans import Addresses, Call, Check, Computation, Condition, Plan, Reorder
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.operators.bilinear import Kind, Shape
 from flaxcnn.operators.kernel_groups import merge_groups
@@ -117,7 +117,7 @@ def _prepare(arguments: Sequence[Array], results: Sequence[Array], numbers: Sequ
     def in_one_place(addresses: Addresses) -> bool:
         return addresses[residual_at] == addresses[outputs_at]
 
-    in_place = Check(Sure.SAME, residual_at, outputs_at, 0, in_one_place)
+    in_place = Check(Condition.SAME, residual_at, outputs_at, 0, in_one_place)
     return Plan([call], before=[in_place], otherwise=_refuse)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
-from flaxcnn.cpu.plans import Addresses, Check, Plan, Sure, in_order
+from flaxcnn.cpu.plans import Addresses, Check, Condition, Plan, in_order
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.operators.bilinear import Shape
 from flaxcnn.operators.moments import by_statistics, statistics
@@ -112,7 +112,7 @@ def _finite(places: Sequence[int], like: Array) -> Check:
         with np.errstate(all="ignore"):
             return math.isfinite(np.dot(like.at(addresses[first]), like.at(addresses[second])))
 
-    return Check(Sure.FINITE, first, second, math.prod(like.shape), holds)
+    return Check(Condition.FINITE, first, second, math.prod(like.shape), holds)
 
 
 def _spread_nan(y: np.ndarray, channels: Sequence[np.ndarray]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from flaxcnn.cpu import onednn, xla_handlers
 from flaxcnn.cpu.onednn import Argument, Made, Query, Type
 from flaxcnn.cpu.onednn_convolution import image_layout
-from flaxcnn.cpu.plans import Addresses, Check, Plan, Sure, in_order
+from flaxcnn.cpu.plans import Addresses, Check, Condition, Plan, in_order
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.operators.bilinear import Shape
 from flaxcnn.operators.max_places import Windows
@@ -71,8 +71,8 @@ def _prepare_maxima(
         image_at, y_at, place_at = addresses
         _by_numpy(x.at(image_at), y.at(y_at), place.at(place_at), pool.windows)
 
-    sure = Sure.USUAL_FLOAT32 if x.dtype == np.float32 else Sure.USUAL_BFLOAT16
-    usual = Check(sure, 0, 0, math.prod(x.shape), lambda addresses: _usual(x.at(addresses[0])))
+    condition = Condition.USUAL_FLOAT32 if x.dtype == np.float32 else Condition.USUAL_BFLOAT16
+    usual = Check(condition, 0, 0, math.prod(x.shape), lambda addresses: _usual(x.at(addresses[0])))
     return Plan([pool.maxima], before=[usual], otherwise=by_numpy)
 
 

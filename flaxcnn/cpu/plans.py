@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from flaxcnn.cpu import onednn, repeats
 from flaxcnn.cpu.onednn import Argument, ArgumentAndMemory, Made, Query
 
-Addresses = Sequence[int]  # of a call's arrays: its arguments, then its results
-# Which array, or ~ bytes from the beginning of the memory for work, a page's.
+Addresses = Sequence[int]  # of the arrays of XLA's call: its arguments, then its results
+# An array's number, or ~ how many bytes behind the beginning of the memory for work.
 Place = int
-PAGE = 4096
+PAGE = 4096  # bytes; the memory for work begins with one
 Parts = Sequence[tuple[Argument, ctypes.c_void_p]]  # with the layout of each
 
 
@@ -44,6 +44,7 @@ class Computation:
         self._memories = [memory.value for memory in memories]
         self._alone = alone
         self._library = made.library
+        self.stream = made.library.stream.value
         self._made = made  # which is destroyed with this
         self._execute = made.library.execute
 
@@ -57,8 +58,8 @@ class Computation:
         for memory, place in zip(self._memories, self._all(places), strict=True):
             address = working + ~place if place < 0 else addresses[place]
             onednn.check("memory_set_data_handle", library.place(memory, address))
+        given = (self._primitive, self.stream, len(self._memories), where)
         with library.one_thread(self._alone):
-            given = (self._primitive, library.stream, len(self._memories), where)
             onednn.check("primitive_execute", self._execute(*given))
 
     def _all(self, places: Sequence[Place]) -> list[Place]:
@@ -101,8 +102,8 @@ def in_order(made: Made, description: ctypes.c_void_p, parts: Parts) -> Call:
 
 
 # ----------------------------------------------------------------------------------------- checks
-class Sure(IntEnum):
-    """Of what a check makes sure."""
+class Condition(IntEnum):
+    """What may have to be so."""
 
     SAME = 0  # two arrays are in one place
     USUAL_FLOAT32 = 1  # an array has no NaN, and all of it is above the least number
@@ -111,9 +112,9 @@ class Sure(IntEnum):
 
 
 class Check(NamedTuple):
-    """What must be so. By the integers `repeats` finds it out, by `holds` Python does."""
+    """A condition of two arrays. By the integers `repeats` finds it out, by `holds` Python does."""
 
-    sure: Sure
+    condition: Condition
     first: int  # which array
     second: int
     elements: int  # of each
@@ -144,7 +145,8 @@ class Plan:
         self.working = max([working, *(call.computation.working for call in calls)])
         self._arrays = 1 + max((place for call in calls for place in call.places), default=-1)
         self._before, self._after, self._otherwise = before, after, otherwise
-        words: list[Any] = [self.working, len(before), len(calls), len(after)]
+        stream = calls[0].computation.stream if calls else 0
+        words: list[Any] = [stream, self.working, len(before), len(calls), len(after)]
         words += [word for check in before for word in check[:4]]
         words += [word for call in calls for word in call.computation.words(call.places)]
         words += [word for check in after for word in check[:4]]
@@ -166,6 +168,8 @@ class Plan:
 
     def make_calls(self, addresses: Addresses) -> None:
         """Without the checks."""
+        if not self.calls:  # which need not wait for others
+            return
         answer = repeats.run(self.words, addresses)
         if answer is not None:
             onednn.check("primitive_execute", answer)

@@ -15,6 +15,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -97,28 +98,28 @@ static struct {
     int (*execute)(void *primitive, void *stream, int count, argument *arguments);
     int (*threads)(void);
     void (*set_threads)(int);
-    void *stream;
 } library;
 
-void use_library(void *place, void *execute, void *threads, void *set_threads, void *stream) {
+void use_library(void *place, void *execute, void *threads, void *set_threads) {
     library.place = (int (*)(void *, void *))place;
     library.execute = (int (*)(void *, void *, int, argument *))execute;
     library.threads = (int (*)(void))threads;
     library.set_threads = (void (*)(int))set_threads;
-    library.stream = stream;
 }
 
 /* ------------------------------------------------------------------------------------------ plans */
-/* In 64-bit integers, as `Plan.words` has them: bytes of memory for work, how many checks come
- * before the calls, how many calls, how many checks come after them; then these. */
-enum { WORKING, BEFORE, CALLS, AFTER, BEGINNING };
-/* A check: its kind, two places, and how many elements lie there. */
-enum { KIND, FIRST, SECOND, ELEMENTS, CHECK };
+/* In 64-bit integers, as `Plan.words` has them: the library's stream, bytes of memory for work, how
+ * many checks come before the calls, how many calls, how many checks come after them; then these. */
+enum { STREAM, WORKING, BEFORE, CALLS, AFTER, BEGINNING };
+/* A check: its condition, which two arrays, and how many elements these have. */
+enum { CONDITION, FIRST, SECOND, ELEMENTS, CHECK };
 enum { SAME, USUAL_FLOAT32, USUAL_BFLOAT16, FINITE };
 /* A call: the primitive, whether the calling thread computes alone, how many arguments, where they
- * are, and then a place for each. A place is the number of an array, or ~ bytes in the memory for
- * work. */
+ * are, and then a place for each. A place is an array's number, or ~ how many bytes behind the
+ * beginning of the memory for work. */
 enum { PRIMITIVE, ALONE, COUNT, ARGUMENTS, PLACES };
+
+enum { PAGE = 4096 /* as in `plans.py` */, OUT_OF_MEMORY = 1 /* dnnl_out_of_memory */ };
 
 static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 static char *work;
@@ -131,11 +132,11 @@ static void *at(int64_t place, void *const *addresses) {
 /* The answer of the library's function that failed, or 0. */
 static int make_calls(const int64_t *plan, void *const *addresses) {
     if (work_size < plan[WORKING]) {
-        int64_t pages = (plan[WORKING] + 4095) / 4096;
+        int64_t pages = (plan[WORKING] + PAGE - 1) / PAGE;
         free(work);
-        work = aligned_alloc(4096, 4096 * pages);
-        work_size = work ? 4096 * pages : 0;
-        if (!work) return 1; /* dnnl_out_of_memory */
+        work = aligned_alloc(PAGE, PAGE * pages);
+        work_size = work ? PAGE * pages : 0;
+        if (!work) return OUT_OF_MEMORY;
     }
     const int64_t *call = plan + BEGINNING + CHECK * plan[BEFORE];
     for (int64_t i = 0; i < plan[CALLS]; i++, call += PLACES + call[COUNT]) {
@@ -148,7 +149,7 @@ static int make_calls(const int64_t *plan, void *const *addresses) {
         int several = call[ALONE] ? library.threads() : 0;
         if (several) library.set_threads(1);
         int wrong = library.execute(
-            (void *)call[PRIMITIVE], library.stream, (int)call[COUNT], arguments);
+            (void *)call[PRIMITIVE], (void *)plan[STREAM], (int)call[COUNT], arguments);
         if (several) library.set_threads(several);
         if (wrong) return wrong;
     }
@@ -164,7 +165,7 @@ int run_plan(const int64_t *plan, void *const *addresses) {
 }
 
 /* ----------------------------------------------------------------------------------------- checks */
-/* As the functions of these names in `onednn_pool.py` and `onednn_norm.py`. */
+/* As `_usual` of `onednn_pool.py` and `_finite` of `onednn_norm.py`. */
 static int usual_float32(const float *x, int64_t count) {
     int32_t unusual = 0;
     for (int64_t i = 0; i < count; i++) unusual |= !(x[i] > -FLT_MAX);
@@ -187,7 +188,7 @@ static int hold(const int64_t *check, int64_t count, void *const *addresses) {
     for (; count--; check += CHECK) {
         const void *first = at(check[FIRST], addresses), *second = at(check[SECOND], addresses);
         int holds = 0;
-        switch (check[KIND]) {
+        switch (check[CONDITION]) {
         case SAME: holds = first == second; break;
         case USUAL_FLOAT32: holds = usual_float32(first, check[ELEMENTS]); break;
         case USUAL_BFLOAT16: holds = usual_bfloat16(first, check[ELEMENTS]); break;
@@ -250,8 +251,10 @@ typedef struct {
     const int64_t *plan;
 } known;
 
-static _Atomic(known *) table[SLOTS]; /* for the life of the process; what is in it is never changed */
-static int64_t known_count;
+/* For the life of the process; what is in it is never changed. */
+static _Atomic(known *) table[SLOTS];
+static pthread_mutex_t one_adds = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic int64_t known_count;
 
 static const int64_t *find(const key *key) {
     for (uint64_t i = (uint64_t)key->hash;; i++) {
@@ -267,9 +270,10 @@ static const int64_t *find(const key *key) {
 int repeat(int64_t target, const frame *frame, const int64_t *plan) {
     key key;
     void *addresses[ARRAYS];
-    if (!read_frame(target, frame, &key, addresses)) return 0;
+    if (target >= TARGETS || known_count >= MOST) return 0;
+    if (!read_frame(target, frame, &key, addresses) || find(&key)) return 0;
     int kept = 0;
-    pthread_mutex_lock(&one_at_a_time);
+    pthread_mutex_lock(&one_adds);
     if (known_count < MOST && !find(&key)) {
         size_t bytes = key.count * sizeof(int64_t);
         known *new = malloc(sizeof(known));
@@ -287,7 +291,7 @@ int repeat(int64_t target, const frame *frame, const int64_t *plan) {
             free(words);
         }
     }
-    pthread_mutex_unlock(&one_at_a_time);
+    pthread_mutex_unlock(&one_adds);
     return kept;
 }
 
@@ -302,10 +306,12 @@ static void *handle(int64_t target, frame *frame) {
     if (!read_frame(target, frame, &key, addresses)) return python(frame);
     const int64_t *plan = find(&key);
     if (!plan || !hold(plan + BEGINNING, plan[BEFORE], addresses)) return python(frame);
-    int wrong = run_plan(plan, addresses);
+    int wrong = plan[CALLS] ? run_plan(plan, addresses) : 0;
     if (wrong) {
-        /* Not by Python once more: a sum may have been added already. */
-        error_text text = {{sizeof(error_text), 0}, "oneDNN refused a call that it took before", INTERNAL};
+        /* Not by Python once more: a sum may have been added already. XLA copies the message. */
+        char message[80];
+        snprintf(message, sizeof(message), "oneDNN answered %d to a call that it took before", wrong);
+        error_text text = {{sizeof(error_text), 0}, message, INTERNAL};
         return frame->api->create_error(&text);
     }
     if (plan[AFTER]) {

@@ -80,7 +80,7 @@ def register(name: str, prepare: Prepare) -> None:
                     known.clear()
                 run = known[key] = prepare(*_described(key))
             run(addresses)
-            if isinstance(run, Plan):
+            if isinstance(run, Plan):  # which compiled code can follow, as it cannot follow Python
                 repeats.repeat(target, frame, run)
         except BaseException as error:  # KeyboardInterrupt too: no answer would be a success
             return _error(_frame(frame), f"{name}: {type(error).__name__}: {error}")
