@@ -1,4 +1,6 @@
 """What computes on a CPU in XLA's place: oneDNN, and the primitives by which JAX calls it.
 
-`convolution`, `normalisation`, `pooling` and `inference` choose when. `written` is of memory alone.
+`convolution`, `normalisation`, `pooling` and `inference` choose when. XLA calls `xla_handlers`, by
+which what oneDNN does in a call is prepared, as one of `plans`, and `repeats`, which follows those
+without Python. `written` is of memory alone.
 """

@@ -1,6 +1,7 @@
-"""Compiles `flaxcnn/cpu/repeats.c` beside its source, on what oneDNN's wheel is built for.
+"""Compiles `repeats.c` beside its source when pip installs or builds flaxcnn: a hook of hatchling.
 
-Without a compiler the package is complete too: Python does what is compiled, and takes longer.
+Only on what oneDNN's wheel is built for. Without a compiler the package is complete too: Python
+does what is compiled, and takes longer.
 """
 
 import os
