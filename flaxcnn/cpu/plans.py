@@ -40,31 +40,34 @@ class Computation:
             for (argument, _), memory in zip(parts, memories, strict=True)
         ]
         self._pairs = (ArgumentAndMemory * len(parts))(*pairs)
-        self._primitive = made.primitive(description).value
         self._memories = [memory.value for memory in memories]
         self._alone = alone
-        self._library = made.library
         self.stream = made.library.stream.value
-        self._made = made  # which is destroyed with this
+        primitive, where = made.primitive(description).value, ctypes.addressof(self._pairs)
+        self._arguments = (primitive, self.stream, len(parts), where)
+        self._library = made.library
         self._execute = made.library.execute
+        self._made = made  # which is destroyed with this
 
     def words(self, places: Sequence[Place]) -> list[int | None]:
-        where = ctypes.addressof(self._pairs)
-        return [self._primitive, self._alone, len(self._memories), where, *self._all(places)]
+        primitive, _, count, where = self._arguments
+        return [primitive, self._alone, count, where, *self._all(places)]
 
     def run(self, places: Sequence[Place], addresses: Addresses, working: int) -> None:
         """Under `lock`. On a CPU the library is done when it answers."""
-        library, where = self._library, ctypes.addressof(self._pairs)
+        set_place = self._library.place
         for memory, place in zip(self._memories, self._all(places), strict=True):
-            address = working + ~place if place < 0 else addresses[place]
-            onednn.check("memory_set_data_handle", library.place(memory, address))
-        given = (self._primitive, self.stream, len(self._memories), where)
-        with library.one_thread(self._alone):
-            onednn.check("primitive_execute", self._execute(*given))
+            address = addresses[place] if place >= 0 else working + ~place
+            onednn.check("memory_set_data_handle", set_place(memory, address))
+        if not self._alone:
+            onednn.check("primitive_execute", self._execute(*self._arguments))
+            return
+        with self._library.one_thread(True):
+            onednn.check("primitive_execute", self._execute(*self._arguments))
 
-    def _all(self, places: Sequence[Place]) -> list[Place]:
+    def _all(self, places: Sequence[Place]) -> Sequence[Place]:
         """The scratchpad is where the memory for work begins."""
-        return [*places, ~0] if self.working else [*places]
+        return (*places, ~0) if self.working else places
 
 
 class Reorder(Computation):
