@@ -125,6 +125,10 @@ class Check(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------ plans
+def _nothing_else(_: Addresses) -> None:
+    raise RuntimeError("a condition does not hold, and the plan does not say what is done then")
+
+
 class Plan:
     """Calls with checks before and after them, and what is done where one does not hold.
 
@@ -142,7 +146,7 @@ class Plan:
         working: int = 0,
         before: Sequence[Check] = (),
         after: Sequence[Check] = (),
-        otherwise: Callable[[Addresses], None] | None = None,
+        otherwise: Callable[[Addresses], None] = _nothing_else,
     ) -> None:
         self.calls = calls
         self.working = max([working, *(call.computation.working for call in calls)])
@@ -165,7 +169,7 @@ class Plan:
 
     def _hold(self, checks: Sequence[Check], addresses: Addresses) -> bool:
         hold = all(check.holds(addresses) for check in checks)
-        if not hold and self._otherwise is not None:
+        if not hold:
             self._otherwise(addresses)
         return hold
 
