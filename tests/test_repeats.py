@@ -20,6 +20,7 @@ from flaxcnn.cpu.plans import Addresses, Check, Condition, Plan
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.normalisation import normalised
 
+# The package is complete without; where a compiler is, CI fails if nothing was compiled.
 if repeats.compiled() is None:
     pytest.skip("no C compiler when flaxcnn was installed", allow_module_level=True)
 
@@ -114,6 +115,7 @@ def test_a_network_without_python(by_python: list[int]) -> None:
     for scale in (1, 3):
         wanted = model.apply(variables, scale * x, train=False)
         found = jax.device_get(predict(prepared, scale * x))
+        # What folding batch norm into kernels may change, as `tests/test_inference.py` has it.
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     assert by_python == []
     assert_same(jax.device_get(predict(prepared, x)), first)
@@ -144,6 +146,7 @@ def test_what_differs_in_numbers_or_sizes_alone(by_python: list[int]) -> None:
         del by_python[:]
         for program, case in zip(programs, cases, strict=True):
             wanted = convolve(jax.lax.conv_general_dilated, *case)
+            # Sums of 144 products in float32, of a size of ten; those of another case are that far.
             np.testing.assert_allclose(program(), wanted, rtol=0, atol=1e-4)
         assert len(by_python) == (0 if again else len(cases))
 
