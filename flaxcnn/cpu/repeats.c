@@ -22,7 +22,7 @@
 /* Of this file as it was compiled; `repeats.py` compares it with the file as it is. */
 const uint32_t source_checksum = SOURCE_CHECKSUM;
 
-/* ------------------------------------------------------------------------------- XLA's structures */
+/* ----------------------------------------------------------------------------- XLA's structures */
 typedef struct {
     size_t size;
     void *extension;
@@ -87,7 +87,7 @@ typedef void *(*handler)(frame *);
 
 enum { EXECUTE = 3, INTERNAL = 13 };
 
-/* ----------------------------------------------------------------------------------------- oneDNN */
+/* --------------------------------------------------------------------------------------- oneDNN */
 typedef struct {
     int32_t index;
     void *memory;
@@ -107,9 +107,9 @@ void use_library(void *place, void *execute, void *threads, void *set_threads) {
     library.set_threads = (void (*)(int))set_threads;
 }
 
-/* ------------------------------------------------------------------------------------------ plans */
+/* ---------------------------------------------------------------------------------------- plans */
 /* In 64-bit integers, as `Plan.words` has them: the library's stream, bytes of memory for work, how
- * many checks come before the calls, how many calls, how many checks come after them; then these. */
+ * many checks come before the calls, how many calls, how many checks after them; then these. */
 enum { STREAM, WORKING, BEFORE, CALLS, AFTER, BEGINNING };
 /* A check: its condition, which two arrays, and how many elements these have. */
 enum { CONDITION, FIRST, SECOND, ELEMENTS, CHECK };
@@ -164,7 +164,7 @@ int run_plan(const int64_t *plan, void *const *addresses) {
     return wrong;
 }
 
-/* ----------------------------------------------------------------------------------------- checks */
+/* --------------------------------------------------------------------------------------- checks */
 /* As `_usual` of `onednn_pool.py` and `_finite` of `onednn_norm.py`. */
 static int usual_float32(const float *x, int64_t count) {
     int32_t unusual = 0;
@@ -199,7 +199,7 @@ static int hold(const int64_t *check, int64_t count, void *const *addresses) {
     return 1;
 }
 
-/* ----------------------------------------------------------------------------- what tells calls apart */
+/* ----------------------------------------------------------------------- what tells calls apart */
 enum { TARGETS = 24, WORDS = 256, ARRAYS = 32 };
 
 typedef struct {
@@ -242,7 +242,7 @@ static int read_frame(int64_t target, const frame *frame, key *key, void **addre
     return 1;
 }
 
-/* -------------------------------------------------------------------------------- the known calls */
+/* ------------------------------------------------------------------------------ the known calls */
 enum { SLOTS = 1 << 13, MOST = SLOTS / 2 };
 
 typedef struct {
@@ -266,7 +266,7 @@ static const int64_t *find(const key *key) {
     }
 }
 
-/* Has calls like this one made from here; whether it keeps the plan, which has to stay where it is. */
+/* Has calls like this one made from here. Whether it keeps the plan, which then has to stay. */
 int repeat(int64_t target, const frame *frame, const int64_t *plan) {
     key key;
     void *addresses[ARRAYS];
@@ -295,7 +295,7 @@ int repeat(int64_t target, const frame *frame, const int64_t *plan) {
     return kept;
 }
 
-/* ---------------------------------------------------------------------------------------- handlers */
+/* ------------------------------------------------------------------------------------- handlers */
 static handler by_python[TARGETS];
 
 static void *handle(int64_t target, frame *frame) {
@@ -310,7 +310,8 @@ static void *handle(int64_t target, frame *frame) {
     if (wrong) {
         /* Not by Python once more: a sum may have been added already. XLA copies the message. */
         char message[80];
-        snprintf(message, sizeof(message), "oneDNN answered %d to a call that it took before", wrong);
+        const char *says = "oneDNN answered %d to a call that it took before";
+        snprintf(message, sizeof(message), says, wrong);
         error_text text = {{sizeof(error_text), 0}, message, INTERNAL};
         return frame->api->create_error(&text);
     }
