@@ -34,7 +34,8 @@ from jax import lax
 from jax.lax import PrecisionLike
 
 from flaxcnn.cpu import onednn, onednn_choice
-from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry, convolution
+from flaxcnn.cpu.geometry import Geometry
+from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, convolution
 from flaxcnn.operators import space_to_depth
 from flaxcnn.operators.kernel_groups import merge_groups
 from flaxcnn.operators.primitives import explicitly_sharded

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from flaxcnn import blocks, convolution, matrix_product
 from flaxcnn.cpu import onednn, onednn_layers
-from flaxcnn.cpu.onednn_convolution import Geometry
+from flaxcnn.cpu.geometry import Geometry
 from flaxcnn.cpu.onednn_layers import Activation, Layer
 from flaxcnn.folding import Offset, fold_batchnorm
 from flaxcnn.network import Network

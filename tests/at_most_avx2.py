@@ -24,7 +24,8 @@ from flaxcnn.cpu import (
     onednn_norm,
     onednn_pool,
 )
-from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry
+from flaxcnn.cpu.geometry import Geometry
+from flaxcnn.cpu.onednn_convolution import NHWC_HWIO
 from flaxcnn.cpu.onednn_layers import Layer
 
 

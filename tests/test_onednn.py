@@ -20,7 +20,7 @@ from processor import skip_unless_computed
 from flaxcnn import convolution
 from flaxcnn.convolution import conv_general_dilated
 from flaxcnn.cpu import onednn, onednn_bilinear, onednn_convolution
-from flaxcnn.cpu.onednn_convolution import Geometry
+from flaxcnn.cpu.geometry import Geometry
 from flaxcnn.operators.bilinear import Kind
 
 PADS = tuple[tuple[int, int], tuple[int, int]]

@@ -14,7 +14,8 @@ from jax import lax
 from processor import skip_unless_computed
 
 from flaxcnn.cpu import onednn, onednn_layers
-from flaxcnn.cpu.onednn_convolution import NHWC_HWIO, Geometry
+from flaxcnn.cpu.geometry import Geometry
+from flaxcnn.cpu.onednn_convolution import NHWC_HWIO
 from flaxcnn.cpu.onednn_layers import Activation, Layer
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):

@@ -15,13 +15,13 @@ from processor import skip_unless_computed
 import flaxcnn
 from flaxcnn import pooling
 from flaxcnn.convolution import conv_general_dilated
-from flaxcnn.cpu import repeats, xla_handlers
+from flaxcnn.cpu import compiled, repeats, xla_handlers
 from flaxcnn.cpu.plans import Addresses, Check, Condition, Plan
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.normalisation import normalised
 
 # The package is complete without; where a compiler is, CI fails if nothing was compiled.
-if repeats.compiled() is None:
+if compiled.library() is None:
     pytest.skip("no C compiler when flaxcnn was installed", allow_module_level=True)
 
 
@@ -286,27 +286,28 @@ def test_a_refusal_is_the_programs_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 # ------------------------------------------------------------------------------ what is not there
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    monkeypatch.setattr(repeats, "COMPILED", tmp_path / "librepeats.so")
-    assert repeats.compiled.__wrapped__() is None
+    monkeypatch.setattr(compiled, "COMPILED", tmp_path / "libcompiled.so")
+    assert compiled.library.__wrapped__() is None
 
 
 def test_of_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    """What was compiled is left alone when its source has changed since."""
-    changed = tmp_path / "repeats.c"
-    changed.write_text(repeats.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(repeats, "SOURCE", changed)
-    with pytest.warns(UserWarning, match=r"is not of repeats\.c: install flaxcnn again"):
-        assert repeats.compiled.__wrapped__() is None
+    """What was compiled is left alone when a source of it has changed since."""
+    changed = tmp_path / "winograd.c"
+    changed.write_text(compiled.SOURCES[1].read_text() + "\n")
+    monkeypatch.setattr(compiled, "SOURCES", [compiled.SOURCES[0], changed])
+    said = r"is not of repeats\.c and winograd\.c: install flaxcnn again"
+    with pytest.warns(UserWarning, match=said):
+        assert compiled.library.__wrapped__() is None
 
 
 FULL = """
 import ctypes
 import jax, jax.numpy as jnp, numpy as np
 from flaxcnn.convolution import conv_general_dilated
-from flaxcnn.cpu import onednn_bilinear, repeats, xla_handlers as handlers
+from flaxcnn.cpu import compiled, onednn_bilinear, repeats, xla_handlers as handlers
 from flaxcnn.cpu.plans import Plan
 
-plan, compiled = Plan([]), repeats.compiled()
+plan, library = Plan([]), compiled.library()
 number = ctypes.c_int64()
 array = handlers._Array(0, 1, ctypes.pointer(number))
 items = (ctypes.c_void_p * 1)(ctypes.addressof(array))
@@ -314,11 +315,11 @@ frame = handlers._Frame()
 frame.attributes.items = ctypes.cast(items, ctypes.POINTER(ctypes.c_void_p))
 kept = 0
 for number.value in range(5000):
-    kept += compiled.repeat(20, ctypes.addressof(frame), plan.words)
+    kept += library.repeat(20, ctypes.addressof(frame), plan.words)
 assert kept == 4096, kept
-assert not compiled.repeat(20, ctypes.addressof(frame), plan.words)
+assert not library.repeat(20, ctypes.addressof(frame), plan.words)
 number.value = 7  # which it has
-assert not compiled.repeat(20, ctypes.addressof(frame), plan.words)
+assert not library.repeat(20, ctypes.addressof(frame), plan.words)
 
 calls = []
 read = handlers._read

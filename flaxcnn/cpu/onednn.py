@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxcnn.cpu import repeats
+from flaxcnn.cpu import compiled
 
 PACKAGE = "onednn-cpu-gomp"
 
@@ -135,7 +135,7 @@ class Library:
         self._quick.dnnl_version.restype = ctypes.POINTER(_Version)
         self._quick.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
         self._quick.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
-        self._threads = self._quick.omp_get_max_threads
+        self.threads = self._quick.omp_get_max_threads
         self._set_threads = self._quick.omp_set_num_threads
         version = self._quick.dnnl_version().contents
         self.version = f"{version.major}.{version.minor}.{version.patch}"
@@ -157,15 +157,14 @@ class Library:
             self.execute_quickly = self._quick.dnnl_primitive_execute
             for execute in (self.execute, self.execute_quickly):
                 execute.argtypes = (pointer, pointer, ctypes.c_int, pointer)
-            threads = (self._threads, self._set_threads)
-            repeats.use(self.place, self.execute, *threads)
+            compiled.use(self.place, self.execute, self._quick)
 
     def _has(self, instructions: int) -> bool:
         return int(self._quick.dnnl_get_effective_cpu_isa()) & instructions == instructions
 
     def _has_all_its_threads(self) -> bool:
         """Whether OpenMP has as many as it says: with fewer, sums lack parts or never end."""
-        several = self._threads()
+        several = self.threads()
         openmp = self._quick
         limited = openmp.omp_get_thread_limit() < several or openmp.omp_get_max_active_levels() < 1
         return several == 1 or not (limited or openmp.omp_get_dynamic())
@@ -188,7 +187,7 @@ class Library:
         if not wanted:
             yield
             return
-        several = self._threads()
+        several = self.threads()
         self._set_threads(1)
         try:
             yield

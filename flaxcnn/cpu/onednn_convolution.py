@@ -1,19 +1,21 @@
 """The convolution that oneDNN computes on a CPU, as JAX calls it and takes its derivatives.
 
 On arrays in the order of JAX: images [N, H, W, C], kernel [h, w, C / groups, O]. A primitive of the
-library (machine code for one case) is made at its first call and kept.
+library (machine code for one case) is made at its first call and kept. What `winograd` computes
+faster is called and derived in the same way.
 """
 
 import ctypes
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcnn.cpu import onednn, onednn_bilinear, onednn_choice
+from flaxcnn.cpu import onednn, onednn_bilinear, onednn_choice, winograd
+from flaxcnn.cpu.geometry import Geometry
 from flaxcnn.cpu.onednn import Argument, Made, Query, Type
 from flaxcnn.cpu.plans import Call, Computation, Plan, Reorder, rounded
 from flaxcnn.operators.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
@@ -21,31 +23,6 @@ from flaxcnn.operators.bilinear import PLACES, Bilinear, Kind, Shape, Shapes
 TARGET = "flaxcnn_onednn_convolution"
 
 NHWC_HWIO = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-
-
-class Geometry(NamedTuple):
-    """A convolution but for the shapes of its arrays."""
-
-    strides: tuple[int, int]
-    dilation: tuple[int, int]
-    low: tuple[int, int]  # rows and columns of zeros before the image
-    high: tuple[int, int]  # and after it
-    groups: int
-
-    def as_numbers(self) -> tuple[int, ...]:
-        """For `from_numbers`."""
-        return (*self.strides, *self.dilation, *self.low, *self.high, self.groups)
-
-    @classmethod
-    def from_numbers(cls, numbers: Sequence[int]) -> "Geometry":
-        """Of `as_numbers`.
-
-        Raises:
-            ValueError: there are more or fewer, in a program that another version made.
-        """
-        *steps, groups = numbers
-        strides, dilation, low, high = zip(steps[::2], steps[1::2], strict=True)
-        return cls(strides, dilation, low, high, groups)
 
 
 # ---------------------------------------------------------------------------------------- for JAX
@@ -101,6 +78,8 @@ def _plan(kind: Kind, numbers: Sequence[int], shapes: Shapes, dtype: Any) -> Pla
         RuntimeError: the library cannot do this.
     """
     geometry = Geometry.from_numbers(numbers)
+    if winograd.suits(kind, geometry, shapes, dtype):
+        return winograd.plan(kind, geometry, shapes)
     images, kernel, outputs = shapes
     of = Type.of(dtype)
     made = Made()

@@ -20,8 +20,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from flaxcnn.cpu import onednn, onednn_choice, xla_handlers
+from flaxcnn.cpu.geometry import Geometry
 from flaxcnn.cpu.onednn import Argument, Made, Query, Type
-from flaxcnn.cpu.onednn_convolution import Geometry, describe_forward, image_layout, kernel_layout
+from flaxcnn.cpu.onednn_convolution import describe_forward, image_layout, kernel_layout
 from flaxcnn.cpu.plans import Addresses, Call, Check, Computation, Condition, Plan, Reorder
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.operators.bilinear import Kind, Shape

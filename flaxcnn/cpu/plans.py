@@ -1,4 +1,4 @@
-"""What is done in one of XLA's calls: primitives of oneDNN, one after the other, on its arrays.
+"""What is done in one of XLA's calls: primitives of oneDNN, or functions of our own, in order.
 
 A plan is written in integers too, by which `repeats` makes the same calls without Python.
 """
@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from flaxcnn.cpu import onednn, repeats
+from flaxcnn.cpu import compiled, onednn, repeats
 from flaxcnn.cpu.onednn import Argument, ArgumentAndMemory, Made, Query
 
 Addresses = Sequence[int]  # of the arrays of XLA's call: its arguments, then its results
 # An array's number, or ~ how many bytes behind the beginning of the memory for work.
 Place = int
 PAGE = 4096  # bytes; the memory for work begins with one
+_OURS = 2  # by whom a call is computed, beside the library and its calling thread
 Parts = Sequence[tuple[Argument, ctypes.c_void_p]]  # with the layout of each
 
 
@@ -87,10 +88,38 @@ class Reorder(Computation):
         self._execute = made.library.execute_quickly
 
 
+class Function:
+    """One of our own, compiled: as `Computation`, of arrays in the order of its C source."""
+
+    def __init__(self, name: str, numbers: Sequence[int], working: int = 0) -> None:
+        """With what it is given besides arrays; `working` is bytes of memory, its last array."""
+        library, of_calls = compiled.library(), onednn.library()
+        if library is None or of_calls is None:
+            raise RuntimeError("flaxcnn was installed without a C compiler, or without oneDNN")
+        self.working = working
+        self.stream = of_calls.stream.value
+        self._numbers = (ctypes.c_int64 * len(numbers))(*numbers)
+        self._function = getattr(library, name)
+
+    def words(self, places: Sequence[Place]) -> list[int | None]:
+        function = ctypes.cast(self._function, ctypes.c_void_p).value
+        places = self._all(places)
+        return [function, _OURS, len(places), ctypes.addressof(self._numbers), *places]
+
+    def run(self, places: Sequence[Place], addresses: Addresses, working: int) -> None:
+        """Under `lock`."""
+        places = self._all(places)
+        arrays = [addresses[place] if place >= 0 else working + ~place for place in places]
+        self._function(self._numbers, (ctypes.c_void_p * len(arrays))(*arrays))
+
+    def _all(self, places: Sequence[Place]) -> Sequence[Place]:
+        return (*places, ~0) if self.working else places
+
+
 class Call(NamedTuple):
     """A computation, and where its parts are."""
 
-    computation: Computation
+    computation: Computation | Function
     places: Sequence[Place]
 
     def of(self, arrays: Sequence[int]) -> "Call":

@@ -1,7 +1,7 @@
 /* XLA's calls of oneDNN that Python has prepared, made again without Python.
  *
  * Python answers the first call of a kind, and hands over what it did as a plan: the primitives of
- * the library in their order, and from where their arguments come (`plans.py`). Later calls with
+ * the library, or functions of our own, in their order, and from where their arguments come (`plans.py`). Later calls with
  * the same attribute, and arrays of the same types and shapes, are made from here: without the GIL,
  * for which XLA's threads would wait, and without what Python reads in memory for each. What is not
  * known here, and where one of a plan's checks fails, Python is asked.
@@ -19,8 +19,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Of this file as it was compiled; `repeats.py` compares it with the file as it is. */
-const uint32_t source_checksum = SOURCE_CHECKSUM;
+/* Of the C files as they were compiled; `compiled.py` compares it with the files as they are. */
+const uint32_t sources_checksum = SOURCES_CHECKSUM;
 
 /* ----------------------------------------------------------------------------- XLA's structures */
 typedef struct {
@@ -93,6 +93,9 @@ typedef struct {
     void *memory;
 } argument;
 
+/* One of our own, as those of `winograd.c`; they answer 0. */
+typedef int function(const void *numbers, void *const *arrays);
+
 static struct {
     int (*place)(void *memory, void *address);
     int (*execute)(void *primitive, void *stream, int count, argument *arguments);
@@ -114,12 +117,15 @@ enum { STREAM, WORKING, BEFORE, CALLS, AFTER, BEGINNING };
 /* A check: its condition, which two arrays, and how many elements these have. */
 enum { CONDITION, FIRST, SECOND, ELEMENTS, CHECK };
 enum { SAME, USUAL_FLOAT32, USUAL_BFLOAT16, FINITE };
-/* A call: the primitive, whether the calling thread computes alone, how many arguments, where they
- * are, and then a place for each. A place is an array's number, or ~ how many bytes behind the
- * beginning of the memory for work. */
-enum { PRIMITIVE, ALONE, COUNT, ARGUMENTS, PLACES };
+/* A call: the primitive, by whom it is computed, how many arguments, where they are, and then a
+ * place for each. A place is an array's number, or ~ how many bytes behind the beginning of the
+ * memory for work. In place of the primitive a call of `OURS` has the function, and in that of its
+ * arguments the numbers that the function is given besides. */
+enum { PRIMITIVE, BY, COUNT, ARGUMENTS, PLACES };
+enum { THREADS, ALONE /* the calling thread */, OURS };
 
 enum { PAGE = 4096 /* as in `plans.py` */, OUT_OF_MEMORY = 1 /* dnnl_out_of_memory */ };
+enum { MOST_OF_OURS = 8 /* arrays that one of our functions is given */ };
 
 static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 static char *work;
@@ -140,13 +146,19 @@ static int make_calls(const int64_t *plan, void *const *addresses) {
     }
     const int64_t *call = plan + BEGINNING + CHECK * plan[BEFORE];
     for (int64_t i = 0; i < plan[CALLS]; i++, call += PLACES + call[COUNT]) {
+        if (call[BY] == OURS) {
+            void *arrays[MOST_OF_OURS];
+            for (int64_t k = 0; k < call[COUNT]; k++) arrays[k] = at(call[PLACES + k], addresses);
+            ((function *)call[PRIMITIVE])((const void *)call[ARGUMENTS], arrays);
+            continue;
+        }
         argument *arguments = (argument *)call[ARGUMENTS];
         for (int64_t k = 0; k < call[COUNT]; k++) {
             int wrong = library.place(arguments[k].memory, at(call[PLACES + k], addresses));
             if (wrong) return wrong;
         }
         /* A primitive is executed as it was made: it divides its work when it is made. */
-        int several = call[ALONE] ? library.threads() : 0;
+        int several = call[BY] == ALONE ? library.threads() : 0;
         if (several) library.set_threads(1);
         int wrong = library.execute(
             (void *)call[PRIMITIVE], (void *)plan[STREAM], (int)call[COUNT], arguments);

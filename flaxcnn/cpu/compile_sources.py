@@ -1,4 +1,4 @@
-"""Compiles `repeats.c` beside its source when pip installs or builds flaxcnn: a hook of hatchling.
+"""Compiles the C sources, beside them, when pip installs or builds flaxcnn: a hook of hatchling.
 
 Only on what oneDNN's wheel is built for. Without a compiler the package is complete too: Python
 does what is compiled, and takes longer.
@@ -26,19 +26,21 @@ class Compiling(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if (sys.platform, platform.machine()) != ("linux", "x86_64"):
             return
-        source = Path(self.root, "flaxcnn", "cpu", "repeats.c")
-        compiled = source.with_name("librepeats.so")
+        folder = Path(self.root, "flaxcnn", "cpu")
+        sources = [folder / name for name in ("repeats.c", "winograd.c")]  # as `compiled` has them
+        compiled = folder / "libcompiled.so"
         compiled.unlink(missing_ok=True)  # it may be of another version
-        unfinished = source.with_name(f"librepeats.{os.getpid()}.so")
-        checksum = f"-DSOURCE_CHECKSUM={zlib.crc32(source.read_bytes())}u"
-        files = [str(source), "-o", str(unfinished)]
+        unfinished = folder / f"libcompiled.{os.getpid()}.so"
+        checksum = zlib.crc32(b"".join(source.read_bytes() for source in sources))
+        files = [*map(str, sources), "-o", str(unfinished)]
         try:
             compiler = shlex.split(os.environ.get("CC", "cc"))
-            command = [*compiler, *_FLAGS, *_SHARED, checksum, *files]
+            defined = f"-DSOURCES_CHECKSUM={checksum}u"
+            command = [*compiler, *_FLAGS, *_SHARED, defined, *files]
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", None) or error
-            self.app.display_warning(f"not compiled, which costs speed: {source.name}: {said}")
+            self.app.display_warning(f"not compiled, which costs speed: {said}")
             return
         unfinished.replace(compiled)
         build_data["artifacts"].append(f"/{compiled.relative_to(self.root)}")
