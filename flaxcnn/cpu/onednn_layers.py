@@ -19,11 +19,20 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from flaxcnn.cpu import onednn, onednn_choice, xla_handlers
+from flaxcnn.cpu import onednn, onednn_choice, winograd, xla_handlers
 from flaxcnn.cpu.geometry import Geometry
 from flaxcnn.cpu.onednn import Argument, Made, Query, Type
 from flaxcnn.cpu.onednn_convolution import describe_forward, image_layout, kernel_layout
-from flaxcnn.cpu.plans import Addresses, Call, Check, Computation, Condition, Plan, Reorder
+from flaxcnn.cpu.plans import (
+    Addresses,
+    Call,
+    Check,
+    Computation,
+    Condition,
+    Function,
+    Plan,
+    Reorder,
+)
 from flaxcnn.cpu.xla_handlers import Array
 from flaxcnn.operators.bilinear import Kind, Shape
 from flaxcnn.operators.kernel_groups import merge_groups
@@ -155,34 +164,52 @@ def pack(layer: Layer, kernel: np.ndarray) -> np.ndarray:
     return primitive.pack(ours)
 
 
-class _Primitive:
-    """One layer as the library has it."""
+class _Primitive(NamedTuple):
+    """One layer as it is computed: what, of inputs, kernel, bias and outputs, and its kernel."""
 
-    def __init__(self, layer: Layer) -> None:
-        made = Made()
-        library = made.library
-        describe = _describe_dense if layer.geometry is None else _describe_convolution
-        bias = made.layout(layer.kernel[-1:], (1,)) if layer.bias else None
-        description, ours, inputs, outputs = describe(made, layer, bias, _attributes(made, layer))
-        wanted = library.chosen_layout(description, Query.WEIGHTS)
-        parts = [(Argument.SOURCE, inputs), (Argument.WEIGHTS, wanted)]
-        if bias is not None:
-            parts.append((Argument.BIAS, bias))
-        # Of inputs, kernel, bias and outputs. Where a residual is added, it lies in the outputs.
-        self.computation = Computation(made, description, [*parts, (Argument.TARGET, outputs)])
-        self._dtype = layer.dtype
-        self.kernel_size = library.size(wanted) // layer.dtype.itemsize  # elements, packed
-        self._to_wanted = Plan([Call(Reorder(made, ours, wanted), (0, 1))])
+    # Where a residual is added, it lies in the outputs.
+    computation: Computation | Function
+    kernel_size: int  # elements, packed
+    packing: Computation | Function  # of the kernel as JAX has it
 
     def pack(self, kernel: np.ndarray) -> np.ndarray:
-        packed = np.zeros(self.kernel_size, self._dtype)
-        self._to_wanted.make_calls((kernel.ctypes.data, packed.ctypes.data))
+        packed = np.zeros(self.kernel_size, kernel.dtype)
+        plan = Plan([Call(self.packing, (0, 1))])
+        plan.make_calls((kernel.ctypes.data, packed.ctypes.data))
         return packed
 
 
 @lru_cache(maxsize=2048)
 def _primitive(layer: Layer) -> _Primitive:
-    return _Primitive(layer)
+    """Under `lock`."""
+    return _by_winograd(layer) or _by_library(layer)
+
+
+def _by_winograd(layer: Layer) -> _Primitive | None:
+    """Where that is faster, and has what comes behind the sum."""
+    if layer.geometry is None or layer.activation not in (Activation.NONE, Activation.RELU):
+        return None
+    shapes = (layer.inputs, layer.kernel, layer.outputs)
+    if not winograd.suits_inference(layer.geometry, shapes, layer.dtype):
+        return None
+    behind = {"bias": layer.bias, "residual": layer.residual, "relu": bool(layer.activation)}
+    packing, computation = winograd.layer(layer.geometry, shapes, **behind)
+    return _Primitive(computation, winograd.kernel_size(layer.kernel), packing)
+
+
+def _by_library(layer: Layer) -> _Primitive:
+    made = Made()
+    library = made.library
+    describe = _describe_dense if layer.geometry is None else _describe_convolution
+    bias = made.layout(layer.kernel[-1:], (1,)) if layer.bias else None
+    description, ours, inputs, outputs = describe(made, layer, bias, _attributes(made, layer))
+    wanted = library.chosen_layout(description, Query.WEIGHTS)
+    parts = [(Argument.SOURCE, inputs), (Argument.WEIGHTS, wanted)]
+    if bias is not None:
+        parts.append((Argument.BIAS, bias))
+    computation = Computation(made, description, [*parts, (Argument.TARGET, outputs)])
+    size = library.size(wanted) // layer.dtype.itemsize
+    return _Primitive(computation, size, Reorder(made, ours, wanted))
 
 
 def _attributes(made: Made, layer: Layer) -> ctypes.c_void_p:

@@ -19,7 +19,7 @@ import numpy as np
 from flaxcnn.cpu import compiled, onednn
 from flaxcnn.cpu.geometry import Geometry
 from flaxcnn.cpu.plans import Call, Function, Plan, rounded
-from flaxcnn.operators.bilinear import Kind, Shapes
+from flaxcnn.operators.bilinear import Kind, Shape, Shapes
 
 _LANES, _PANEL = 8, 16  # as in the C file: float32 in a register, columns of a product
 _PLACES = 16  # of a tile of 4x4
@@ -28,6 +28,7 @@ _ITEM = 4  # bytes
 # Tiles that are multiplied at once: so many that their parts of images and outputs stay in a core's
 # caches, and that the kernel, which does not, is read seldom.
 _TILES, _TILES_OF_GRADIENT = 24, 256
+_FEWEST_TILES, _FEWEST_PRODUCTS = 32, 512
 _MOST = 512 << 20  # bytes of memory for work, which stay with the process
 
 
@@ -90,10 +91,21 @@ class _Problem(NamedTuple):
 
 
 def suits(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
-    """Whether a convolution is one of these, and faster so. Under `lock`.
+    """Whether a convolution in training is one of these, and faster so. Under `lock`.
 
     Shapes: images [N, H, W, C], kernel [h, w, C / groups, O], outputs [N, H', W', O].
     """
+    # A kernel is transformed in each step: 7x7 512->512, batch 1, both gradients 6.1 / 8.3.
+    enough = _is_one(kind, geometry, shapes, dtype)
+    return enough and _Problem.of(kind, geometry, shapes).tiles >= _FEWEST_TILES
+
+
+def suits_inference(geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
+    """As `suits`, of a layer whose kernel is transformed once and for all."""
+    return _is_one(Kind.FORWARD, geometry, shapes, dtype)
+
+
+def _is_one(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
     (batch, *sides, channels), kernel, (outputs, *out_sides, features) = shapes
     strides, dilation, low, high, groups = geometry
     if kernel != (3, 3, channels, features) or outputs != batch or groups != 1:
@@ -106,6 +118,10 @@ def suits(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
     ):
         return False
     if compiled.library() is None or not onednn.at_most_avx2():
+        return False
+    # Tiles of 2x2 leave a part of odd maps unused: 3x3 512->512, batch 128, 38 / 42. Few channels
+    # are sums more than products: 32x32 16->16, batch 128, all three kinds 22 / 22.
+    if min(out_sides) < 4 or channels * features < _FEWEST_PRODUCTS:
         return False
     problem = _Problem.of(kind, geometry, shapes)
     if problem.channels % _LANES or problem.features % _PANEL:
@@ -130,3 +146,22 @@ def plan(kind: Kind, geometry: Geometry, shapes: Shapes) -> Plan:
         Call(convolution, (images, ~behind, 2)),
     ]
     return Plan(calls, behind + _ITEM * problem.kernel_size)
+
+
+def layer(
+    geometry: Geometry, shapes: Shapes, *, bias: bool, residual: bool, relu: bool
+) -> tuple[Function, Function]:
+    """What transforms a kernel, and what computes with it; it `suits_inference`. Under `lock`.
+
+    The first is of the kernel and 16 C O elements. The second is of images, those, the bias if
+    there is one, and the outputs, to which a residual branch is added where it already is.
+    """
+    problem = _Problem.of(Kind.FORWARD, geometry, shapes)
+    behind = problem._replace(bias=bias, residual=residual, relu=relu)
+    convolution = Function("winograd_convolution", behind, problem.of_convolution)
+    return Function("winograd_kernel", problem), convolution
+
+
+def kernel_size(kernel: Shape) -> int:
+    """Elements, transformed; shape: [3, 3, C, O]."""
+    return _PLACES * kernel[2] * kernel[3]
