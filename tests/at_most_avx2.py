@@ -23,10 +23,12 @@ from flaxcnn.cpu import (
     onednn_layers,
     onednn_norm,
     onednn_pool,
+    winograd,
 )
 from flaxcnn.cpu.geometry import Geometry
 from flaxcnn.cpu.onednn_convolution import NHWC_HWIO
 from flaxcnn.cpu.onednn_layers import Layer
+from flaxcnn.operators.bilinear import Kind
 
 
 class Case(NamedTuple):
@@ -50,7 +52,9 @@ CASES = {
     "groups of 2": Case((2, 9, 9, 16), (3, 3, 2, 16), 2, groups=8),
     "3 groups of 4": Case((2, 9, 9, 12), (3, 3, 4, 12), groups=3),  # which are not twos
     "groups of 4 and 8": Case((2, 9, 9, 16), (3, 3, 4, 32), groups=4),
-    "3x3, few channels": Case((2, 9, 8, 16), (3, 3, 16, 32)),
+    "3x3, few channels": Case((2, 9, 8, 20), (3, 3, 20, 32)),
+    "3x3, channels of 16": Case((2, 9, 8, 32), (3, 3, 32, 48)),
+    "3x3, channels of 8": Case((2, 9, 8, 24), (3, 3, 24, 32)),
     "3x3, many channels": Case((2, 9, 8, 80), (3, 3, 80, 104), 2),
     "3x3, large map": Case((1, 190, 183, 3), (3, 3, 3, 8)),
 }
@@ -147,7 +151,7 @@ def apart(found: Any, wanted: Any) -> float:
 
 
 names: dict[str, str] = {}
-choose = onednn_choice.fastest
+choose, plan, make_layer = onednn_choice.fastest, winograd.plan, winograd.layer
 
 
 def noted(library: onednn.Library, describe: Any, kind: Any, *shape: Any) -> Any:
@@ -157,9 +161,22 @@ def noted(library: onednn.Library, describe: Any, kind: Any, *shape: Any) -> Any
     return description
 
 
+def noted_plan(kind: Kind, *of: Any) -> Any:
+    """`winograd.plan`, kept there too."""
+    names[kind.name] = "winograd"
+    return plan(kind, *of)
+
+
+def noted_layer(*of: Any, **behind: Any) -> Any:
+    """`winograd.layer`."""
+    names["FORWARD"] = "winograd"
+    return make_layer(*of, **behind)
+
+
 def main() -> None:
     """Prints all of it."""
     onednn_choice.fastest = noted
+    winograd.plan, winograd.layer = noted_plan, noted_layer
     of_cases = {name: compared(case) for name, case in CASES.items()}
     of_layers = {f"{name}, layer": layer(case) for name, case in CASES.items()}
     onednn_choice._MOST = 0

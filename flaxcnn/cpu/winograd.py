@@ -9,7 +9,8 @@ batch 8, of the value, 56x56 64->64 12.5 / 6.4, 28x28 128->128 11.9 / 6.2, 14x14
 kernel's gradient 30 / 13, 32 / 8, 20 / 8, 18 / 11, and 56x56 256->256 330 / 123. Batch 128, 8x8
 64->64, 5.1 / 2.3 and 7.0 / 3.2.
 
-A NaN or an infinity in an image makes NaN of 4x4 outputs at most, where it meets a kernel in 3x3.
+A NaN or an infinity in an image reaches 4x4 outputs, of which a kernel of 3x3 has seen nine; of an
+infinity they may be NaN.
 """
 
 from typing import Any, NamedTuple
