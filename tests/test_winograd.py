@@ -132,7 +132,7 @@ def test_layers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that comes behind the sum, of one image too."""
     monkeypatch.setattr(onednn, "at_most_avx2", lambda: True)
     monkeypatch.setattr(onednn.library(), "threads", lambda: threads)
-    case = Case((1, 7, 6, 40), 48)
+    case = Case((1, 11, 8, 40), 48)
     images, kernel, residual = (normal(shape, i) for i, shape in enumerate(case.shapes))
     bias = normal((case.features,), 3)
     convolved, *_ = by_jax(case, (images, kernel, residual))
@@ -206,6 +206,10 @@ def test_what_does_not_suit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not suits(Case((99, 3, 8, 32), 32))
     assert not suits(Case((1, 10, 12, 32), 32))  # 30 tiles
     assert winograd.suits_inference(case.geometry, Case((1, 10, 12, 32), 32).shapes, FLOAT32)
+    with monkeypatch.context() as patch:
+        patch.setattr(onednn.library(), "threads", lambda: 16)
+        assert suits(case)
+        assert not suits(Case((7, 8, 8, 32), 32))  # 7 tiles for each
     assert not suits(Case((8, 8, 8, 1 << 14), 1 << 10))  # a kernel of 1 GiB, transformed
     assert not suits(Case((8, 8, 8, (1 << 14) + 8), 16))
     monkeypatch.setattr(onednn, "at_most_avx2", lambda: False)

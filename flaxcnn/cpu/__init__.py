@@ -2,5 +2,6 @@
 
 `convolution`, `normalisation`, `pooling` and `inference` choose when. XLA calls `xla_handlers`, by
 which what oneDNN does in a call is prepared, as one of `plans`, and `repeats`, which follows those
-without Python. `written` is of memory alone.
+without Python. `winograd` has convolutions that are faster than the library's, and `compiled` is
+what is written in C. `written` is of memory alone.
 """

@@ -3,11 +3,13 @@
 In float32, where a processor has AVX2 and no AVX-512: with that they were not compared with
 oneDNN's.
 
-Milliseconds of oneDNN / so, medians of 9 rounds on 2 cores of an AMD EPYC (family 25, model 1),
-batch 8, of the value, 56x56 64->64 12.5 / 6.4, 28x28 128->128 11.9 / 6.2, 14x14 256->256
-12.1 / 6.5, 7x7 512->512 17.0 / 16.1, 112x112 128->128 174 / 110, 28x28 512->512 206 / 138; of a
-kernel's gradient 30 / 13, 32 / 8, 20 / 8, 18 / 11, and 56x56 256->256 330 / 123. Batch 128, 8x8
-64->64, 5.1 / 2.3 and 7.0 / 3.2.
+Milliseconds of oneDNN / so, oneDNN 3.2 on 2 cores of an AMD EPYC (family 25, model 1), medians of
+11 rounds in turns, batch 8: 56x56 64->64 15.3 / 9.0, 28x28 128->128 11.6 / 7.6, 14x14 256->256
+12.9 / 7.3, 7x7 512->512 21.4 / 13.2, 56x56 128->256 92 / 57, 14x14 16->48 0.26 / 0.19; gradients of
+their kernels 24.8 / 10.1, 24.9 / 10.0, 23.3 / 11.0, 22.0 / 13.7, 179 / 69, 0.26 / 0.22, and of
+224x224 64->64 696 / 199. Batch 128, 8x8 64->64, 5.6 / 3.3 and 8.5 / 4.5.
+
+Values are nearer to those in float64 than oneDNN's: 14x14 256->256, 0.6 of the root mean square.
 
 A NaN or an infinity in an image reaches 4x4 outputs, of which a kernel of 3x3 has seen nine; of an
 infinity they may be NaN.
@@ -30,6 +32,7 @@ _ITEM = 4  # bytes
 # caches, and that the kernel, which does not, is read seldom.
 _TILES, _TILES_OF_GRADIENT = 24, 256
 _FEWEST_TILES, _FEWEST_PRODUCTS = 32, 512
+_FEWEST_OF_THREAD = 8  # tiles, for which it reads a whole kernel
 _MOST = 512 << 20  # bytes of memory for work, which stay with the process
 
 
@@ -125,6 +128,8 @@ def _is_one(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
     if min(out_sides) < 4 or channels * features < _FEWEST_PRODUCTS:
         return False
     problem = _Problem.of(kind, geometry, shapes)
+    if problem.tiles < _FEWEST_OF_THREAD * problem.threads:
+        return False
     if problem.channels % _LANES or problem.features % _PANEL:
         return False
     most = max(problem.of_convolution + _ITEM * problem.kernel_size, problem.of_gradient)
