@@ -1,8 +1,8 @@
-"""How much of a training step on a CPU oneDNN has; the rest is XLA's, and that of its calls.
+"""How much of a training step on a CPU is not XLA's: what oneDNN computes, or our own functions.
 
     python -m benchmarks.library_share --arch resnet18 googlenet --image_size 224 --batch_size 8
 
-By a clock around each call of the library, of which one runs at a time. XLA may compute beside it.
+By a clock around each call of theirs, of which one runs at a time. XLA may compute beside it.
 Python makes the calls, which takes longer than those that are compiled (`flaxcnn.cpu.repeats`).
 """
 
@@ -17,10 +17,11 @@ from benchmarks import workloads
 from benchmarks.machine import cpu_name
 from benchmarks.row_files import make_folders, write_csv
 from flaxcnn.cpu import onednn, repeats
+from flaxcnn.cpu.plans import Function
 
 
 class Clock:
-    """How long the library computed, and how long it reordered kernels, in seconds so far."""
+    """Seconds so far in which was computed, and in which kernels were reordered or transformed."""
 
     def __init__(self) -> None:
         self.computing = self.reordering = 0.0
@@ -30,9 +31,16 @@ class Clock:
         library: Any = onednn.library()
         library.execute = self._timed("computing", library.execute)
         library.execute_quickly = self._timed("reordering", library.execute_quickly)
+        run: Any = Function.run
 
-    def _timed(self, what: str, execute: Callable[..., int]) -> Callable[..., int]:
-        def call(*arguments: Any) -> int:
+        def timed(function: Function, *arguments: Any) -> None:
+            what = "reordering" if "kernel" in function.name else "computing"
+            self._timed(what, run)(function, *arguments)
+
+        Function.run = timed  # type: ignore[assignment, method-assign]
+
+    def _timed(self, what: str, execute: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
             started = time.perf_counter()
             status = execute(*arguments)
             setattr(self, what, getattr(self, what) + time.perf_counter() - started)
@@ -92,8 +100,8 @@ def measure(options: argparse.Namespace, clock: Clock) -> None:
             for name in ("step_ms", "computing_ms", "reordering_ms")
         )
         print(
-            f"{arch}: {step_ms:.0f} ms, of which oneDNN computes {computing_ms:.0f} and reorders "
-            f"kernels {reordering_ms:.0f}",
+            f"{arch}: {step_ms:.0f} ms, of which calls compute {computing_ms:.0f} and reorder or "
+            f"transform kernels {reordering_ms:.0f}",
             flush=True,
         )
         rows += mine

@@ -45,7 +45,7 @@ def results() -> Any:
         pytest.skip("the processor has no AVX2")
     printed = subprocess.run(
         [sys.executable, str(SCRIPT)],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
         check=True,

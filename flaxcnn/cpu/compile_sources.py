@@ -1,7 +1,7 @@
 """Compiles the C sources, beside them, when pip installs or builds flaxcnn: a hook of hatchling.
 
 Only on what oneDNN's wheel is built for. Without a compiler the package is complete too: Python
-does what is compiled, and takes longer.
+and oneDNN do what is compiled, and take longer.
 """
 
 import os

@@ -148,7 +148,9 @@ _INFERENCE = 96
 
 
 def pack(layer: Layer, kernel: np.ndarray) -> np.ndarray:
-    """The kernel's elements in the library's order, one after the other, with zeros between.
+    """The kernel's elements in the order, or the form, in which this machine computes with it.
+
+    That depends on the processor, its library, and the number of threads.
 
     Raises:
         RuntimeError: the library cannot do this, or is not installed.

@@ -15,7 +15,8 @@ Addresses = Sequence[int]  # of the arrays of XLA's call: its arguments, then it
 # An array's number, or ~ how many bytes behind the beginning of the memory for work.
 Place = int
 PAGE = 4096  # bytes; the memory for work begins with one
-_OURS = 2  # by whom a call is computed, beside the library and its calling thread
+# As `repeats.c` has them: by whom a call is computed, if not by the library, and its most arrays.
+_OURS, _MOST_OF_OURS = 2, 8
 Parts = Sequence[tuple[Argument, ctypes.c_void_p]]  # with the layout of each
 
 
@@ -92,16 +93,21 @@ class Function:
     """One of our own, compiled: as `Computation`, of arrays in the order of its C source."""
 
     def __init__(self, name: str, numbers: Sequence[int], working: int = 0) -> None:
-        """With what it is given besides arrays; `working` is bytes of memory, its last array."""
+        """With what it is given besides arrays; `working` is bytes of memory, its last array.
+
+        Raises:
+            RuntimeError: it is not there.
+        """
         library, of_calls = compiled.library(), onednn.library()
         if library is None or of_calls is None:
             raise RuntimeError("flaxcnn was installed without a C compiler, or without oneDNN")
-        self.working = working
+        self.name, self.working = name, working
         self.stream = of_calls.stream.value
         self._numbers = (ctypes.c_int64 * len(numbers))(*numbers)
         self._function = getattr(library, name)
 
     def words(self, places: Sequence[Place]) -> list[int | None]:
+        assert len(places) < _MOST_OF_OURS
         function = ctypes.cast(self._function, ctypes.c_void_p).value
         places = self._all(places)
         return [function, _OURS, len(places), ctypes.addressof(self._numbers), *places]

@@ -1,10 +1,11 @@
 /* XLA's calls of oneDNN that Python has prepared, made again without Python.
  *
  * Python answers the first call of a kind, and hands over what it did as a plan: the primitives of
- * the library, or functions of our own, in their order, and from where their arguments come (`plans.py`). Later calls with
- * the same attribute, and arrays of the same types and shapes, are made from here: without the GIL,
- * for which XLA's threads would wait, and without what Python reads in memory for each. What is not
- * known here, and where one of a plan's checks fails, Python is asked.
+ * the library, or functions of our own, in their order, and from where their arguments come
+ * (`plans.py`). Later calls with the same attribute, and arrays of the same types and shapes, are
+ * made from here: without the GIL, for which XLA's threads would wait, and without what Python
+ * reads in memory for each. What is not known here, and where one of a plan's checks fails, Python
+ * is asked.
  *
  * The structures are those of version 0 of xla/ffi/api/c_api.h, as in `xla_handlers.py`, and of
  * version 3 of oneapi/dnnl/dnnl_types.h.
@@ -93,8 +94,8 @@ typedef struct {
     void *memory;
 } argument;
 
-/* One of our own, as those of `winograd.c`; they answer 0. */
-typedef int function(const void *numbers, void *const *arrays);
+/* One of our own, as those of `winograd.c`. */
+typedef void function(const void *numbers, void *const *arrays);
 
 static struct {
     int (*place)(void *memory, void *address);

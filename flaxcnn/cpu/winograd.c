@@ -6,9 +6,9 @@
  * have there, and before and behind that there are sums of a few neighbours only. The sums of
  * products are shorter than those of the definition, and what they round away is less.
  *
- * `winograd.py` says which arrays a function is given. What is multiplied lies in 16 planes, one for
- * each place of a tile; of a plane, the second factor lies in panels of 16 columns, [columns / 16,
- * rows, 16], so that a product reads what follows in memory.
+ * `winograd.py` says which arrays a function is given. What is multiplied lies in 16 planes, one
+ * for each place of a tile; of a plane, the second factor lies in panels of 16 columns,
+ * [columns / 16, rows, 16], so that a product reads what follows in memory.
  */
 
 #include <immintrin.h>
@@ -24,7 +24,7 @@ enum { LANES = 8, PANEL = 16, ROWS = 6, PLACES = 16 };
 INLINE lanes load(const float *from) { return _mm256_loadu_ps(from); }
 INLINE void store(float *to, lanes x) { _mm256_storeu_ps(to, x); }
 
-/* --------------------------------------------------------------------------------------- threads */
+/* -------------------------------------------------------------------------------------- threads */
 /* OpenMP's own, of the library that oneDNN computes with: another would have threads of its own. */
 static struct {
     void (*parallel)(void (*)(void *), void *, unsigned threads, unsigned flags);
@@ -45,7 +45,7 @@ void use_openmp(void *parallel, void *barrier, void *me, void *threads) {
     for (int64_t i = (count) * openmp.me() / openmp.threads(), \
                  end_##i = (count) * (openmp.me() + 1) / openmp.threads(); i < end_##i; i++)
 
-/* --------------------------------------------------------------------------------- what is asked */
+/* -------------------------------------------------------------------------------- what is asked */
 /* As `_Problem` of `winograd.py` has it. */
 typedef struct {
     int64_t batch, height, width, channels; /* of the images */
@@ -87,7 +87,7 @@ INLINE void seen(const problem *p, tile at, const float *images, const float *pi
         }
 }
 
-/* ------------------------------------------------------------------------------------- products */
+/* ------------------------------------------------------------------------------------ products */
 /* `rows` x 16 sums of `count` products: a[row * across + i * along] b[i, 16]. */
 INLINE void product(int rows, const float *a, int64_t across, int64_t along, const float *b,
                     int64_t count, float *sums, int64_t stride, int add) {
@@ -120,7 +120,7 @@ INLINE void products(int64_t rows, const float *a, int64_t across, int64_t along
     if (rows == 2) product(2, a, across, along, b, count, sums, stride, add);
 }
 
-/* --------------------------------------------------------------------------------------- kernels */
+/* -------------------------------------------------------------------------------------- kernels */
 /* G of the paper, of one column: three elements become four. */
 INLINE void widened(lanes a, lanes b, lanes c, lanes *to) {
     lanes half = _mm256_set1_ps(0.5f), even = (a + c) * half, odd = b * half;
@@ -184,8 +184,8 @@ AVX2 static void turned_kernel_part(void *argument) {
         for (int64_t c = 0; c < channels; c += LANES) {
             lanes turned[9][LANES];
             for (int i = 0; i < 9; i++) {
-                for (int k = 0; k < LANES; k++)
-                    turned[8 - i][k] = load(kernel + (i * features + group * LANES + k) * channels + c);
+                const float *from = kernel + (i * features + group * LANES) * channels + c;
+                for (int k = 0; k < LANES; k++) turned[8 - i][k] = load(from + k * channels);
                 transpose(turned[8 - i]);
             }
             int64_t panel = group * LANES / PANEL, lane = group * LANES % PANEL;
@@ -198,7 +198,7 @@ AVX2 static void turned_kernel_part(void *argument) {
         }
 }
 
-/* ---------------------------------------------------------------------------------- convolutions */
+/* --------------------------------------------------------------------------------- convolutions */
 /* B of the paper, of one column of a tile. */
 INLINE void differences(lanes a, lanes b, lanes c, lanes d, lanes *to) {
     to[0] = a - c, to[1] = b + c, to[2] = c - b, to[3] = b - d;
@@ -270,8 +270,8 @@ AVX2 static void convolution_part(void *argument) {
         for (int64_t k = 0; k < features; k += PANEL) {
             const float *panel = kernel + k * PLACES * channels;
             for (int64_t place = 0; place < PLACES; place++)
-                products((there + 1) / 2 * 2, differences + place * p->block * channels, channels, 1,
-                         panel + place * channels * PANEL, channels,
+                products((there + 1) / 2 * 2, differences + place * p->block * channels, channels,
+                         1, panel + place * channels * PANEL, channels,
                          sums + place * p->block * PANEL, PANEL, 0);
             for (int64_t i = 0; i < there; i++)
                 outputs_of_tile(p, tile_at(p, first + i), sums + i * PANEL, p->block * PANEL,
@@ -280,7 +280,7 @@ AVX2 static void convolution_part(void *argument) {
     }
 }
 
-/* -------------------------------------------------------------------------- gradients of kernels */
+/* ------------------------------------------------------------------------- gradients of kernels */
 /* The transpose of `outputs_of_tile`: gradients of 2x2 outputs become those of a tile's planes. */
 INLINE void gradients_of_tile(const float *const pixels[4], int64_t features, float *to,
                               int64_t plane, int64_t panel) {
@@ -358,11 +358,11 @@ AVX2 static void gradient_part(void *argument) {
             narrowed_kernel(sums + c * features + k, plane, to + c * features + k);
 }
 
-/* ------------------------------------------------------------------------------ for `repeats.c` */
+/* ----------------------------------------------------------------------------- for `repeats.c` */
 #define FUNCTION(name, part) \
-    int name(const problem *of, void *const *arrays) { \
+    void name(const void *numbers, void *const *arrays) { \
+        const problem *of = numbers; \
         openmp.parallel(part, &(task){of, arrays}, (unsigned)of->threads, 0); \
-        return 0; \
     }
 FUNCTION(winograd_kernel, kernel_part)
 FUNCTION(winograd_turned_kernel, turned_kernel_part)

@@ -10,9 +10,8 @@ their kernels 24.8 / 10.1, 24.9 / 10.0, 23.3 / 11.0, 22.0 / 13.7, 179 / 69, 0.26
 224x224 64->64 696 / 199. Batch 128, 8x8 64->64, 5.6 / 3.3 and 8.5 / 4.5.
 
 Values are nearer to those in float64 than oneDNN's: 14x14 256->256, 0.6 of the root mean square.
-
-A NaN or an infinity in an image reaches 4x4 outputs, of which a kernel of 3x3 has seen nine; of an
-infinity they may be NaN.
+A NaN or an infinity in an image reaches the outputs that see it and no others; of an infinity they
+may be NaN.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ _ITEM = 4  # bytes
 # Tiles that are multiplied at once: so many that their parts of images and outputs stay in a core's
 # caches, and that the kernel, which does not, is read seldom.
 _TILES, _TILES_OF_GRADIENT = 24, 256
-_FEWEST_TILES, _FEWEST_PRODUCTS = 32, 512
+_SMALLEST, _FEWEST_TILES, _FEWEST_PRODUCTS = 4, 32, 512  # of a map's side, tiles, channels
 _FEWEST_OF_THREAD = 8  # tiles, for which it reads a whole kernel
 _MOST = 512 << 20  # bytes of memory for work, which stay with the process
 
@@ -69,8 +68,8 @@ class _Problem(NamedTuple):
         problem = cls(*sizes, *low, threads, _TILES_OF_GRADIENT)
         if kind is Kind.SECOND_GRADIENT:
             return problem._replace(block=min(problem.block, problem.tiles))
-        # Blocks of equal size, as many for each thread, of an even number of tiles.
-        rounds = -(problem.tiles // -(threads * _TILES))
+        # Blocks of one size, about as many for each thread, of an even number of tiles.
+        rounds = max(1, -(problem.tiles // -(threads * _TILES)))
         block = -(problem.tiles // -(threads * rounds))
         return problem._replace(block=block + block % 2)
 
@@ -123,12 +122,13 @@ def _is_one(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
         return False
     if compiled.library() is None or not onednn.at_most_avx2():
         return False
+    problem = _Problem.of(kind, geometry, shapes)
     # Tiles of 2x2 leave a part of odd maps unused: 3x3 512->512, batch 128, 38 / 42. Few channels
     # are sums more than products: 32x32 16->16, batch 128, all three kinds 22 / 22.
-    if min(out_sides) < 4 or channels * features < _FEWEST_PRODUCTS:
+    smallest = min(problem.out_height, problem.out_width)
+    if smallest < _SMALLEST or channels * features < _FEWEST_PRODUCTS:
         return False
-    problem = _Problem.of(kind, geometry, shapes)
-    if problem.tiles < _FEWEST_OF_THREAD * problem.threads:
+    if problem.tiles < max(1, _FEWEST_OF_THREAD * problem.threads):
         return False
     if problem.channels % _LANES or problem.features % _PANEL:
         return False
