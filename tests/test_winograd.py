@@ -155,6 +155,7 @@ def test_layers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
         onednn_layers.Plan([call]).make_calls([array.ctypes.data for array in given])
         wanted = convolved + bias * has_bias + residual * adds
         wanted = np.maximum(wanted, 0) if relu else wanted
+        # A few roundings of the largest sum.
         np.testing.assert_allclose(outputs, wanted, rtol=0, atol=1e-6 * np.abs(convolved).max())
 
 

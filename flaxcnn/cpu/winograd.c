@@ -256,21 +256,21 @@ AVX2 static void convolution_part(void *argument) {
     const float *bias = p->bias ? task->arrays[2] : 0;
     float *outputs = task->arrays[2 + p->bias], *work = task->arrays[3 + p->bias];
     int64_t channels = p->channels, features = p->features, count = tiles(p);
-    float *differences = work + openmp.me() * PLACES * p->block * (channels + PANEL);
-    float *sums = differences + PLACES * p->block * channels;
+    float *planes = work + openmp.me() * PLACES * p->block * (channels + PANEL);
+    float *sums = planes + PLACES * p->block * channels;
     SHARE(block, (count + p->block - 1) / p->block) {
         int64_t first = block * p->block, left = count - first;
         int64_t there = left < p->block ? left : p->block;
         for (int64_t i = 0; i < there; i++) {
             const float *pixels[PLACES];
             seen(p, tile_at(p, first + i), images, pixels);
-            float *to = differences + i * channels;
+            float *to = planes + i * channels;
             differences_of_tile(pixels, channels, to, p->block * channels);
         }
         for (int64_t k = 0; k < features; k += PANEL) {
             const float *panel = kernel + k * PLACES * channels;
             for (int64_t place = 0; place < PLACES; place++)
-                products((there + 1) / 2 * 2, differences + place * p->block * channels, channels,
+                products((there + 1) / 2 * 2, planes + place * p->block * channels, channels,
                          1, panel + place * channels * PANEL, channels,
                          sums + place * p->block * PANEL, PANEL, 0);
             for (int64_t i = 0; i < there; i++)
@@ -326,7 +326,7 @@ AVX2 static void gradient_part(void *argument) {
     float *to = task->arrays[2], *work = task->arrays[3];
     int64_t channels = p->channels, features = p->features, count = tiles(p), at_once = p->block;
     int64_t panels = features / PANEL, plane = channels * features;
-    float *differences = work, *gradients = differences + PLACES * at_once * channels;
+    float *planes = work, *gradients = planes + PLACES * at_once * channels;
     float *sums = gradients + PLACES * at_once * features;
     for (int64_t first = 0; first < count; first += at_once) {
         int64_t left = count - first, there = left < at_once ? left : at_once;
@@ -334,7 +334,7 @@ AVX2 static void gradient_part(void *argument) {
             const float *pixels[PLACES], *gradient[4];
             tile at = tile_at(p, first + i);
             seen(p, at, images, pixels);
-            differences_of_tile(pixels, channels, differences + i * channels, at_once * channels);
+            differences_of_tile(pixels, channels, planes + i * channels, at_once * channels);
             int64_t pixel = (at.image * p->out_height + at.row) * p->out_width + at.column;
             for (int64_t k = 0; k < 4; k++) {
                 int inside = at.row + k / 2 < p->out_height && at.column + k % 2 < p->out_width;
@@ -347,7 +347,7 @@ AVX2 static void gradient_part(void *argument) {
         openmp.barrier();
         SHARE(part, PLACES * panels) {
             int64_t place = part / panels, panel = part % panels;
-            products(channels, differences + place * at_once * channels, 1, channels,
+            products(channels, planes + place * at_once * channels, 1, channels,
                      gradients + (place * panels + panel) * at_once * PANEL, there,
                      sums + place * plane + panel * PANEL, features, first > 0);
         }

@@ -99,16 +99,16 @@ def suits(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
     Shapes: images [N, H, W, C], kernel [h, w, C / groups, O], outputs [N, H', W', O].
     """
     # A kernel is transformed in each step: 7x7 512->512, batch 1, both gradients 6.1 / 8.3.
-    enough = _is_one(kind, geometry, shapes, dtype)
+    enough = _fits(kind, geometry, shapes, dtype)
     return enough and _Problem.of(kind, geometry, shapes).tiles >= _FEWEST_TILES
 
 
 def suits_inference(geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
     """As `suits`, of a layer whose kernel is transformed once and for all."""
-    return _is_one(Kind.FORWARD, geometry, shapes, dtype)
+    return _fits(Kind.FORWARD, geometry, shapes, dtype)
 
 
-def _is_one(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
+def _fits(kind: Kind, geometry: Geometry, shapes: Shapes, dtype: Any) -> bool:
     (batch, *sides, channels), kernel, (outputs, *out_sides, features) = shapes
     strides, dilation, low, high, groups = geometry
     if kernel != (3, 3, channels, features) or outputs != batch or groups != 1:
